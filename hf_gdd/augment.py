@@ -1,0 +1,208 @@
+"""Differentiable augmentation, batched on the device.
+
+Every operation is a pure function `op(x, u)` of images x, float [B, C, H, W] in the normalised range, and
+uniform numbers u in [0, 1), float32 [n, k], where n is B (a row an image) or 1 (a row for all). Two calls
+with the same u are siamese augmentation: real and synthetic images share every draw. Source: methods 3.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CROP_SHARE = 0.125
+_CUTOUT_SHARE = 0.5
+_SCALE_LIMIT = 1.2
+_ROTATE_LIMIT = math.radians(15)
+
+
+def flip(x: Tensor, u: Tensor) -> Tensor:
+    """Mirror an image left to right where its u [n, 1] is below one half."""
+    return torch.where(u.view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
+
+
+def brightness(x: Tensor, u: Tensor) -> Tensor:
+    """Shift an image by -0.5 to 0.5 normalised units, by u [n, 1]."""
+    return x + (_per_image(u, x) - 0.5)
+
+
+def saturation(x: Tensor, u: Tensor) -> Tensor:
+    """Scale each pixel's distance from its channel mean by 0 to 2, by u [n, 1]; nothing for one channel."""
+    mean = x.mean(1, keepdim=True)
+    return mean + (x - mean) * (2 * _per_image(u, x))
+
+
+def contrast(x: Tensor, u: Tensor) -> Tensor:
+    """Scale an image's distance from its own mean over C, H and W by 0.5 to 1.5, by u [n, 1]."""
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return mean + (x - mean) * (_per_image(u, x) + 0.5)
+
+
+def crop(x: Tensor, u: Tensor) -> Tensor:
+    """Move an image by whole pixels, up to an eighth of each side, by u [n, 2]; zeros move in."""
+    rows, rows_inside = _moved(x.shape[2], u[:, 0])
+    columns, columns_inside = _moved(x.shape[3], u[:, 1])
+    source = (rows[:, :, None] * x.shape[3] + columns[:, None, :]).flatten(1)
+    inside = rows_inside[:, None, :, None] & columns_inside[:, None, None, :]
+    # One shared draw has n = 1: the whole batch then folds into the channels, and no index is repeated.
+    folded = x.reshape(len(u), -1, x.shape[2] * x.shape[3])
+    moved = folded.gather(2, source[:, None].expand_as(folded)).view(x.shape)
+    return moved.masked_fill(~inside, 0)
+
+
+def scale(x: Tensor, u: Tensor) -> Tensor:
+    """Resample an image on a grid 1/1.2 to 1.2 times as wide and, apart, as high, by u [n, 2]."""
+    factors = 1 / _SCALE_LIMIT + u * (_SCALE_LIMIT - 1 / _SCALE_LIMIT)
+    return _resample(x, torch.diag_embed(factors))
+
+
+def rotate(x: Tensor, u: Tensor) -> Tensor:
+    """Turn an image by -15 to 15 degrees about its centre, by u [n, 1]."""
+    angle = (2 * u[:, 0] - 1) * _ROTATE_LIMIT
+    sine, cosine = angle.sin(), angle.cos()
+    # Both axes of the grid run from -1 to 1: without the ratio of the sides an oblong image would shear.
+    ratio = x.shape[2] / x.shape[3]
+    return _resample(x, torch.stack([cosine, -sine * ratio, sine / ratio, cosine], dim=1).view(-1, 2, 2))
+
+
+def cutout(x: Tensor, u: Tensor) -> Tensor:
+    """Blank a box of half the sides of an image, centred by u [n, 2] and clipped at the border."""
+    rows = _boxed(x.shape[2], u[:, 0])
+    columns = _boxed(x.shape[3], u[:, 1])
+    return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
+
+
+def _per_image(u: Tensor, x: Tensor) -> Tensor:
+    return u.to(x.dtype).view(-1, 1, 1, 1)
+
+
+def _moved(side: int, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return source positions along one side [n, side], and which of them lie in the image."""
+    limit = round(_CROP_SHARE * side)
+    shift = (u * (2 * limit + 1)).long() - limit
+    source = torch.arange(side, device=u.device) + shift[:, None]
+    # Wrapped rather than clamped: no two outputs read one input, so the backward pass is deterministic.
+    return source % side, (source >= 0) & (source < side)
+
+
+def _boxed(side: int, u: Tensor) -> Tensor:
+    """Return which positions along one side fall in the box, [n, side]."""
+    length = int(_CUTOUT_SHARE * side)
+    # An even box is centred between pixels: one more place than an odd one, so that both borders are alike.
+    start = (u * (side + 1 - length % 2)).long() - length // 2
+    offset = torch.arange(side, device=u.device) - start[:, None]
+    return (offset >= 0) & (offset < length)
+
+
+def _resample(x: Tensor, matrix: Tensor) -> Tensor:
+    """Sample x at the grid transformed by matrix [n, 2, 2]; zeros outside the image."""
+    n, (height, width) = len(matrix), x.shape[2:]
+    theta = F.pad(matrix.to(x.dtype), (0, 1))
+    folded = x.reshape(n, -1, height, width)  # as in crop: a shared draw folds the batch into the channels
+    grid = F.affine_grid(theta, [n, 1, height, width], align_corners=False)
+    return F.grid_sample(folded, grid, align_corners=False).view(x.shape)
+
+
+# Fixed columns: policies that differ in some operations read equal numbers for those they have in common.
+_OPERATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], slice]] = {
+    "flip": (flip, slice(0, 1)),
+    "brightness": (brightness, slice(1, 2)),
+    "saturation": (saturation, slice(2, 3)),
+    "contrast": (contrast, slice(3, 4)),
+    "crop": (crop, slice(4, 6)),
+    "scale": (scale, slice(6, 8)),
+    "rotate": (rotate, slice(8, 9)),
+    "cutout": (cutout, slice(9, 11)),
+}
+_CHOICE = 11
+_COLOR = ("brightness", "saturation", "contrast")
+_GEOMETRIC = ("crop", "scale", "rotate")
+_ACCEPTED = ("flip", "color", *_GEOMETRIC, "cutout")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """A policy such as "color_crop_cutout"; "" leaves images as they are.
+
+    In this order, each only if listed: flip; brightness, saturation and contrast for "color"; one of crop,
+    scale and rotate, the same one for the whole call; cutout. Source: methods 3, the composition of DiM.
+
+    Raises:
+        ValueError: the policy names an unknown operation.
+    """
+
+    policy: str
+
+    def __post_init__(self) -> None:
+        _require_known(self._listed())
+
+    def draw(
+        self, n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Draw every number one call needs: uniforms in [0, 1), float32 [n, 12], on `device`.
+
+        Args:
+            n: 1 to share the draw between all images, or their number for a draw each.
+            generator: lives on `device`; without one, that device's global generator is used.
+            device: where the images are.
+        """
+        uniforms = torch.rand(n, _CHOICE + 1, generator=generator, device=device)
+        uniforms[:, _CHOICE] = uniforms[0, _CHOICE].clone()
+        return uniforms
+
+    def __call__(self, x: Tensor, draw: Tensor) -> Tensor:
+        """Augment normalised float images [B, C, H, W] by a draw of 1 or B rows; differentiable in x.
+
+        Raises:
+            ValueError: the draw has neither 1 nor B rows.
+        """
+        if len(draw) not in (1, len(x)):
+            raise ValueError(f"a draw needs 1 or {len(x)} rows for {len(x)} images, got {len(draw)}.")
+        listed = self._listed()
+        if "flip" in listed:
+            x = _apply("flip", x, draw)
+        if "color" in listed:
+            for name in _COLOR:
+                x = _apply(name, x, draw)
+        x = _apply_one([name for name in _GEOMETRIC if name in listed], x, draw)
+        if "cutout" in listed:
+            x = _apply("cutout", x, draw)
+        return x
+
+    def without(self, operation: str) -> "Augment":
+        """Return this policy less one operation: training a network drops "cutout", matching keeps it.
+
+        Raises:
+            ValueError: the operation is unknown.
+        """
+        _require_known([operation])
+        return Augment("_".join(name for name in self._listed() if name != operation))
+
+    def _listed(self) -> list[str]:
+        return self.policy.split("_") if self.policy else []
+
+
+def _require_known(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in _ACCEPTED:
+            raise ValueError(f"unknown augmentation {name!r}; accepted: {', '.join(_ACCEPTED)}.")
+
+
+def _apply(name: str, x: Tensor, draw: Tensor) -> Tensor:
+    operation, columns = _OPERATIONS[name]
+    return operation(x, draw[:, columns])
+
+
+def _apply_one(names: list[str], x: Tensor, draw: Tensor) -> Tensor:
+    """Apply the drawn one of the named operations."""
+    if not names:
+        return x
+    # All are computed and one is kept: reading the choice on the host would stall the device on every step.
+    choice = (draw[:, _CHOICE] * len(names)).long().view(-1, 1, 1, 1)
+    result = _apply(names[0], x, draw)
+    for index, name in enumerate(names[1:], start=1):
+        result = torch.where(choice == index, _apply(name, x, draw), result)
+    return result

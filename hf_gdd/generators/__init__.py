@@ -1,0 +1,1 @@
+"""Everything that turns (label, index, seed) into an image."""

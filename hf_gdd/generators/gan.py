@@ -1,0 +1,139 @@
+"""The conditional GAN of DiM (Gu et al., 2023), for 8 to 64 px and any number of classes."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from hf_gdd.generators.base import GeneratorModel
+from hf_gdd.hub import FORMAT_VERSION
+from hf_gdd.rng import noise
+
+MIN_SIZE, MAX_SIZE, SMALLEST_MAP = 8, 64, 4
+
+
+def map_sizes(size: int) -> list[int]:
+    """Side lengths from the smallest feature map to the image: halved, rounding up, until at most 4.
+
+    32 gives 4, 8, 16, 32 and 28 gives 4, 7, 14, 28, the published networks.
+    """
+    sizes = [size]
+    while sizes[0] > SMALLEST_MAP:
+        sizes.insert(0, math.ceil(sizes[0] / 2))
+    return sizes
+
+
+def _check_architecture(class_names: tuple[str, ...], image_shape: tuple[int, int, int], width: int) -> None:
+    channels, height, side = image_shape
+    if height != side or not MIN_SIZE <= side <= MAX_SIZE:
+        raise ValueError(f"The GAN makes square images of {MIN_SIZE} to {MAX_SIZE} px, not {height}x{side}; pass image_size=.")
+    if channels not in (1, 3):
+        raise ValueError(f"The GAN makes images of 1 or 3 channels, not {channels}.")
+    if not 1 <= width <= 1024:
+        raise ValueError(f"width is {width}; it must lie in 1..1024 (the papers use 196).")
+    if not 2 <= len(class_names) <= 10_000:
+        raise ValueError(f"The GAN needs 2 to 10,000 classes, not {len(class_names)}.")
+
+
+class ConditionalGANGenerator(GeneratorModel):
+    """Noise and a label to an image: a linear layer, then transposed convolutions with BatchNorm between.
+
+    The input is the one-hot label beside `noise_dim` normal entries. For ten classes that is the vector of length 100
+    of the public DiM code, where the label overwrites the first ten entries; other than there, 90 random entries
+    remain for any number of classes.
+
+    Args:
+        class_names: in the order of the labels.
+        image_shape: (C, H, W), square, 8 to 64 px, 1 or 3 channels.
+        width: channels of every hidden layer; 196 in the papers.
+        noise_dim: random entries of the input.
+        mean: of the real training images in unit range, per channel.
+        std: of the real training images in unit range, per channel.
+        training: how it was trained, as primitives.
+        format_version: of the saved folder.
+
+    Raises:
+        ValueError: a size outside these limits.
+
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        class_names: tuple[str, ...],
+        image_shape: tuple[int, int, int],
+        width: int = 196,
+        noise_dim: int = 90,
+        mean: tuple[float, ...] = (0.5,),
+        std: tuple[float, ...] = (0.5,),
+        training: dict[str, Any] | None = None,
+        format_version: int = FORMAT_VERSION,
+    ) -> None:
+        super().__init__()
+        _check_architecture(class_names, image_shape, width)
+        channels, _, side = image_shape
+        first, *sizes = map_sizes(side)
+        self.start = nn.Sequential(
+            nn.Linear(len(class_names) + noise_dim, width * first * first),
+            nn.BatchNorm1d(width * first * first),
+            nn.ReLU(),
+            nn.Unflatten(1, (width, first, first)),
+        )
+        blocks: list[nn.Module] = []
+        for i, size in enumerate(sizes):
+            blocks += _normed(_upsample(width, size), width)
+            for _ in range(3 if i == 0 else 1):
+                blocks += _normed(nn.Conv2d(width, width, 3, padding=1), width)
+        self.blocks = nn.Sequential(*blocks[:-3], nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Images in [-1, 1], [B, C, H, W], of codes [B, K + noise_dim]."""
+        return self.blocks(self.start(code))
+
+    def code(self, labels: Tensor, normal: Tensor) -> Tensor:
+        """The network's input [B, K + noise_dim] from labels [B] and normal noise [B, noise_dim]."""
+        return torch.cat([F.one_hot(labels, self.num_classes).to(normal), normal], dim=1)
+
+    def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: Any) -> Tensor:
+        """Images in [-1, 1] from the counter-based noise of each (label, index)."""
+        normal = sampling.truncation * noise(seed, labels, indices, (self.config.noise_dim,))
+        return self(self.code(labels, normal.to(self.dtype)))
+
+
+class Discriminator(nn.Module):
+    """The generator's mirror: an image [B, C, H, W] in [-1, 1] to a score [B] and class logits [B, K].
+
+    LayerNorm acts on each image alone, which makes the gradient penalty well defined (Gulrajani et al., 2017).
+    """
+
+    def __init__(self, num_classes: int, image_shape: tuple[int, int, int], width: int = 196) -> None:
+        super().__init__()
+        channels, _, side = image_shape
+        sizes = map_sizes(side)[::-1]
+        layers: list[nn.Module] = []
+        for i, (size, halved) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            for _ in range(3 if i == len(sizes) - 2 else 1):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.LayerNorm([width, size, size]), nn.LeakyReLU()]
+                channels = width
+            layers += [nn.Conv2d(width, width, 3, stride=2, padding=1)]
+            layers += [nn.LayerNorm([width, halved, halved]), nn.LeakyReLU()]
+        self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.score = nn.Linear(width, 1)
+        self.classes = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B], high for real, and class logits [B, K]."""
+        features = self.features(images)
+        return self.score(features).squeeze(1), self.classes(features)
+
+
+def _upsample(width: int, size: int) -> nn.Module:
+    """Double a map to an even `size`, or to one less for an odd one."""
+    return nn.ConvTranspose2d(width, width, 3 if size % 2 else 4, stride=2, padding=1)
+
+
+def _normed(layer: nn.Module, width: int) -> list[nn.Module]:
+    return [layer, nn.BatchNorm2d(width), nn.ReLU()]

@@ -1,0 +1,77 @@
+"""The metrics of a run: fetched seldom, checked always, kept as JSON lines and as curves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_gdd.pictures import curves
+from hf_gdd.runs import RunFolder
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became infinite or not a number."""
+
+
+class MetricsLog:
+    """Collects scalars on the device and brings them to the host in one transfer a `flush`.
+
+    Args:
+        run: where the lines and the curves go.
+        write: whether this process writes; one of several does.
+        forward: called with (means, step), for trackers.
+
+    """
+
+    def __init__(self, run: RunFolder, write: bool, forward: Callable[[dict[str, float], int], None]) -> None:
+        self.run, self.write, self.forward = run, write, forward
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.images, self.since = 0, 0.0
+
+    def add(self, step: int, images: int, metrics: dict[str, Tensor]) -> None:
+        """Remember a step's scalars without waiting for the device."""
+        self.pending.append((step, metrics))
+        self.images += images
+
+    def flush(self, stage: str, seconds: float) -> dict[str, Any]:
+        """Log the means since the last flush; returns the record, empty if there was nothing.
+
+        Args:
+            stage: name of the stage.
+            seconds: training time of the run so far.
+
+        Raises:
+            NonFiniteLossError: naming the first step and term that are not finite.
+
+        """
+        if not self.pending:
+            return {}
+        entries = [(step, name, value) for step, metrics in self.pending for name, value in metrics.items()]
+        values = torch.stack([value.float() for _, _, value in entries])
+        finite = torch.isfinite(values).tolist()
+        if not all(finite):
+            step, name, value = entries[finite.index(False)]
+            raise NonFiniteLossError(f"{name} became {float(value)} in step {step} (stage {stage}).")
+        series: dict[str, list[float]] = {}
+        for (_, name, _), value in zip(entries, values.tolist(), strict=True):
+            series.setdefault(name, []).append(value)
+        means = {name: sum(parts) / len(parts) for name, parts in series.items()}
+        step, rate = self.pending[-1][0], self.images / max(seconds - self.since, 1e-9)
+        record = {"step": step, "stage": stage, **means, "seconds": seconds, "images_per_second": rate}
+        self.pending, self.images, self.since = [], 0, seconds
+        if self.write:
+            self.run.log(record)
+            self.forward(means, step)
+        return record
+
+    def resume(self, step: int, seconds: float) -> None:
+        """Forget what a killed run logged after its last checkpoint."""
+        self.since = seconds
+        if self.write:
+            self.run.records(until=step)
+
+    def draw(self) -> None:
+        """Draw the curves of everything logged so far."""
+        if self.write and (records := self.run.records()):
+            curves(records, self.run.path / "losses.png", title=str(self.run.path))

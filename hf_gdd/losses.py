@@ -1,0 +1,104 @@
+"""The equations, as pure functions of tensors: no state, no device, no logging.
+
+Shapes: B images, K classes, scores [B], logits [B, K], features [B, c, h, w]. Every function returns a scalar.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ADVERSARIAL = ("wgan-gp", "minimax")
+
+
+def generator_adversarial(fake: Tensor, form: str) -> Tensor:
+    """What the generator minimises over the scores of its images.
+
+    `wgan-gp`: the negative critic score, as the public DiM code (Gu et al., 2023) runs it. `minimax`: log(1 - D(fake)),
+    Eq. 4 of Li et al. (2024).
+    """
+    return -fake.mean() if form == "wgan-gp" else -F.softplus(fake).mean()
+
+
+def discriminator_adversarial(real: Tensor, fake: Tensor, form: str) -> Tensor:
+    """What the discriminator minimises over its scores; `wgan-gp` also needs `gradient_penalty`."""
+    if form == "wgan-gp":
+        return fake.mean() - real.mean()
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """Mean squared distance from 1 of the critic's slope between real and fake (Gulrajani et al., 2017, Eq. 3).
+
+    Args:
+        score: images [B, C, H, W] -> scores [B]; each score may depend on its own image alone.
+        real: images [B, C, H, W].
+        fake: images [B, C, H, W].
+        mix: the share of `real` in each point where the slope is taken, in [0, 1], [B].
+
+    """
+    mix = mix.view(-1, 1, 1, 1)
+    between = (mix * real + (1 - mix) * fake).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(score(between).sum(), between, create_graph=True)
+    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _logsoftmax_mean(fake: Tensor, real: Tensor) -> Tensor:
+    return F.mse_loss(fake.log_softmax(1), real.log_softmax(1))
+
+
+def _logit_mean(fake: Tensor, real: Tensor) -> Tensor:
+    return F.mse_loss(fake, real)
+
+
+def _logit_sum(fake: Tensor, real: Tensor) -> Tensor:
+    return F.mse_loss(fake, real, reduction="sum")
+
+
+def _batchmean_sum(fake: Tensor, real: Tensor) -> Tensor:
+    return F.mse_loss(fake.mean(0), real.mean(0), reduction="sum")
+
+
+def _paired_sum_batchmean(fake: Tensor, real: Tensor) -> Tensor:
+    return F.mse_loss(fake, real, reduction="sum") / len(fake)
+
+
+# The published texts leave the reductions open; the first of each is what the published weights 0.01 and 0.001 fit.
+GLOBAL: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "logsoftmax_mean": _logsoftmax_mean,  # the public DiM code
+    "logit_mean": _logit_mean,
+    "logit_sum": _logit_sum,  # Eq. 6 of Li et al. (2024), to the letter
+}
+LOCAL: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "batchmean_sum": _batchmean_sum,  # the feature branch of the public DiM code
+    "paired_mean": _logit_mean,
+    "paired_sum": _logit_sum,  # Eq. 7 of Li et al. (2024), to the letter
+    "paired_sum_batchmean": _paired_sum_batchmean,
+}
+
+
+def global_loss(fake_logits: Tensor, real_logits: Tensor, reduction: str = "logsoftmax_mean") -> Tensor:
+    """Distance between the logits [B, K] of generated and real images of equal labels (Li et al., 2024, Eq. 6)."""
+    return GLOBAL[reduction](fake_logits, real_logits)
+
+
+def local_loss(fake_features: Tensor, real_features: Tensor, reduction: str = "batchmean_sum") -> Tensor:
+    """Distance between intermediate features [B, ...] of generated and real images (Li et al., 2024, Eq. 7).
+
+    Paired reductions compare image with image, so they also reward a generator for losing variety; `batchmean_sum`
+    compares the batch means and does not.
+    """
+    return LOCAL[reduction](fake_features, real_features)
+
+
+def gradient_shares(terms: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+    """Each term's part, in [0, 1], of the summed gradient norms at `images`: which term rules the generator.
+
+    The graph of `terms` is kept for the backward pass to come.
+    """
+    norms = {
+        name: torch.autograd.grad(term, images, retain_graph=True)[0].float().norm() for name, term in terms.items()
+    }
+    total = sum(norms.values()).clamp_min(torch.finfo(torch.float32).tiny)
+    return {name: norm / total for name, norm in norms.items()}

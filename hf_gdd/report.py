@@ -1,0 +1,202 @@
+"""Report: accuracies that carry everything needed to judge them, as JSON and as a table."""
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+RANDOM_REAL, FULL_DATA = "random-real", "full data"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The accuracy of n networks trained on one set or stream, all fields needed to repeat it.
+
+    Attributes:
+        name: the method, `random-real` or `full data`.
+        protocol: `fixed`, `dynamic` or `dynamic-best5-test`.
+        network: the architecture trained.
+        ipc: images per class; None for full data.
+        accuracies: on the test set, one per network, in [0, 1].
+        seeds: of the networks, one per accuracy.
+        generator_seed: of the training that made the generator; None where there is none.
+        steps: SGD steps of each network.
+        distinct_images: how many different images one network saw.
+        stored_bytes: of the artefact: raw uint8 pixels for a set, weights for a generator.
+        seconds: wall time of all n networks together.
+
+    """
+
+    name: str
+    protocol: str
+    network: str
+    ipc: int | None
+    accuracies: tuple[float, ...]
+    seeds: tuple[int, ...]
+    generator_seed: int | None
+    steps: int
+    distinct_images: int
+    stored_bytes: int
+    seconds: float
+
+    @property
+    def cell(self) -> tuple[str, str, str, int | None]:
+        """What is compared: results of one cell differ only in the generator's seed."""
+        return (self.name, self.protocol, self.network, self.ipc)
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in [0, 1]."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the networks; 0 for a single one."""
+        return _deviation(self.accuracies)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results with the circumstances they share.
+
+    Attributes:
+        results: one per (method, protocol, network, IPC, generator seed).
+        train: source and fingerprint of the real training set, or of the set evaluated if no real one was given.
+        test: source and fingerprint of the test set.
+        recipe: fields of the `Recipe` every network was trained by.
+        normalisation: where the mean and deviation came from.
+        device: the device's name.
+        versions: of the libraries that matter.
+
+    """
+
+    results: tuple[Result, ...]
+    train: str
+    test: str
+    recipe: dict[str, Any]
+    normalisation: str
+    device: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why these numbers must not be trusted or compared, if anything."""
+        found = []
+        floor = self.recipe.get("floor", 0.0)
+        found += [
+            f"recipe invalid: {result.network} reaches {result.mean:.1%} on full data, under its floor of {floor:.1%}"
+            for result in self.results
+            if result.name == FULL_DATA and result.mean < floor
+        ]
+        baselines = {(result.network, result.ipc) for result in self.results if result.name == RANDOM_REAL}
+        if any((result.network, result.ipc) not in baselines for result in self.results if result.ipc):
+            found.append("no random-real baseline at the same IPC: pass real= to evaluate")
+        return tuple(found)
+
+    @property
+    def valid(self) -> bool:
+        """Whether the recipe can tell good data from bad: full data reaches the recipe's floor."""
+        return not any(problem.startswith("recipe invalid") for problem in self.problems)
+
+    @classmethod
+    def merge(cls, reports: Iterable["Report"]) -> "Report":
+        """One report of several taken under the same circumstances.
+
+        Raises:
+            ValueError: they differ in data, recipe, normalisation, device or versions, or there are none.
+
+        """
+        reports = list(reports)
+        if not reports:
+            raise ValueError("There are no reports to merge.")
+        for name in (f.name for f in fields(cls) if f.name != "results"):
+            if len({json.dumps(getattr(report, name), sort_keys=True) for report in reports}) > 1:
+                raise ValueError(f"Reports that differ in {name!r} cannot be merged: their numbers do not compare.")
+        shared = {f.name: getattr(reports[0], f.name) for f in fields(cls)}
+        return cls(**shared | {"results": tuple(result for report in reports for result in report.results)})
+
+    def find(self, name: str, **where: Any) -> list[Result]:
+        """The results of a method, narrowed by any other field of `Result`."""
+        return [
+            result
+            for result in self.results
+            if result.name == name and all(getattr(result, key) == value for key, value in where.items())
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Report":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is not a report.
+
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            results = [
+                Result(**r | {"accuracies": tuple(r["accuracies"]), "seeds": tuple(r["seeds"])})
+                for r in content.pop("results")
+            ]
+            return cls(results=tuple(results), **content)
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a report of this version of hf_gdd ({error}).") from error
+
+    def markdown(self) -> str:
+        """The table, one row a cell, with the circumstances and any problem under it."""
+        header = ["method", "protocol", "IPC", "network", "accuracy %", "nets", "generators", "distinct images"]
+        header += ["stored", "steps", "seconds"]
+        lines = [" | ".join(header), " | ".join(["---"] * len(header))]
+        for cell in dict.fromkeys(result.cell for result in self.results):
+            lines.append(" | ".join(_row([result for result in self.results if result.cell == cell])))
+        table = "\n".join(f"| {line} |" for line in lines)
+        return "\n\n".join([table, self._circumstances(), *(f"**{problem}**" for problem in self.problems)])
+
+    def _circumstances(self) -> str:
+        recipe = ", ".join(f"{key} {value}" for key, value in self.recipe.items())
+        versions = ", ".join(f"{key} {value}" for key, value in self.versions.items())
+        return (
+            f"± is the sample deviation over networks; `between` is over generators. Train {self.train}; "
+            f"test {self.test}. Recipe: {recipe}. Normalised by {self.normalisation}. {self.device}; {versions}."
+        )
+
+    def __str__(self) -> str:
+        """One line a person reads."""
+        parts = [
+            f"{r.name}{f' IPC {r.ipc}' if r.ipc else ''} {r.protocol} {100 * r.mean:.1f}±{100 * r.std:.1f} "
+            f"({r.network}, n={len(r.accuracies)})"
+            for r in self.results
+        ]
+        return "; ".join([*parts, *(problem.upper() for problem in self.problems)]) + f" [{self.device}]"
+
+
+def _deviation(values: Iterable[float]) -> float:
+    values = tuple(values)
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _row(results: list[Result]) -> list[str]:
+    """One cell: the mean over generators, deviations over networks and over generators kept apart."""
+    first, means = results[0], [result.mean for result in results]
+    accuracy = f"{100 * statistics.fmean(means):.1f} ± {100 * statistics.fmean(r.std for r in results):.1f}"
+    if len(results) > 1:
+        accuracy += f" (between {100 * _deviation(means):.1f})"
+    generators = "-" if first.generator_seed is None else str(len(results))
+    return [
+        first.name,
+        first.protocol,
+        "all" if first.ipc is None else str(first.ipc),
+        first.network,
+        accuracy,
+        str(len(first.accuracies)),
+        generators,
+        f"{first.distinct_images:,}",
+        f"{first.stored_bytes / 1024:,.0f} KiB",
+        f"{first.steps:,}",
+        f"{sum(result.seconds for result in results):.0f}",
+    ]

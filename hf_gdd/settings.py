@@ -1,0 +1,86 @@
+"""What a training is told: the settings every method shares, checked before any work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate.tracking import get_available_trackers
+
+# Settings that change what is written down, never what is computed: a run may be resumed with others.
+BOOKKEEPING = ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "trackers")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with its own length and rate.
+
+    Attributes:
+        name: as logged.
+        steps: generator steps.
+        batch_size: real images a step, over all processes together.
+        lr: learning rate.
+
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What every method is told.
+
+    Attributes:
+        seed: of all random draws.
+        max_steps: cap on the steps of EACH stage; None for the preset's full length.
+        mixed_precision: `no` or `bf16`.
+        image_column: the data set's image column, if it has several.
+        label_column: the data set's label column, if it has several.
+        image_size: resize to this many pixels a side; needed for images of mixed sizes.
+        validation_fraction: part of the training set held out, if a selection asks for one.
+        log_every: steps between log lines; losses are fetched from the device only then.
+        picture_every: steps between sample grids and loss curves.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of them remain.
+        trackers: Accelerate trackers to log to beside metrics.jsonl, such as `tensorboard`.
+
+    """
+
+    seed: int = 0
+    max_steps: int | None = None
+    mixed_precision: str = "no"
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: int | None = None
+    validation_fraction: float = 0.1
+    log_every: int = 50
+    picture_every: int = 1000
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints"):
+            require_positive(self, name)
+        if self.max_steps is not None:
+            require_positive(self, "max_steps")
+        require_choice(self, "mixed_precision", ("no", "bf16"))
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1.")
+        missing = set(self.trackers) - {str(tracker.value) for tracker in get_available_trackers()}
+        if missing:
+            raise ValueError(f"Tracker {', '.join(sorted(missing))} is not installed: pip install it, or leave it out.")
+
+
+def require_positive(config: Any, name: str) -> None:
+    """Refuse a field that is not above 0."""
+    if getattr(config, name) <= 0:
+        raise ValueError(f"{name} is {getattr(config, name)}; it must be positive.")
+
+
+def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    """Refuse a field that is not one of `choices`."""
+    if getattr(config, name) not in choices:
+        raise ValueError(f"Unknown {name} {getattr(config, name)!r}; choose one of {', '.join(choices)}.")

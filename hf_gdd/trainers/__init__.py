@@ -1,0 +1,1 @@
+"""One file a method; the loop they share is `hf_gdd.training`."""

@@ -1,0 +1,337 @@
+"""Global-local matching (Li et al., 2024, arXiv 2404.17732) and, on the same path, its baselines CGAN and DiM."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hf_gdd.augment import Augment
+from hf_gdd.classifiers import Normaliser
+from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
+from hf_gdd.images import to_tanh, to_unit
+from hf_gdd.losses import (
+    ADVERSARIAL,
+    GLOBAL,
+    LOCAL,
+    discriminator_adversarial,
+    generator_adversarial,
+    global_loss,
+    gradient_penalty,
+    gradient_shares,
+    local_loss,
+)
+from hf_gdd.networks import NetworkSpec, build_network, network_name
+from hf_gdd.pool import ModelPool
+from hf_gdd.rng import Random
+from hf_gdd.runs import load_state, read_run, stage_file
+from hf_gdd.settings import Stage, TrainingConfig, require_choice, require_positive
+from hf_gdd.training import Trainer
+
+METHODS = ("global-local", "dim", "cgan", "cgan-continued")
+GAN, MATCH = "gan", "match"
+# What shapes the first stage: a run may start from another's only if these are equal.
+GAN_SETTINGS = ("seed", "width", "noise_dim", "adversarial", "penalty_weight", "class_on_fakes", "ema_decay")
+
+
+@dataclass(frozen=True)
+class GlobalLocalConfig(TrainingConfig):
+    """Settings of the GAN stage and the matching stage; the defaults are the papers', or DiM's where they are silent.
+
+    Attributes:
+        method: `global-local`; `dim` matches logits only; `cgan` stops before matching; `cgan-continued` goes on
+            with all matching weights at zero, the control that any gain of matching must be measured against.
+        width: channels of generator and discriminator.
+        noise_dim: random entries of the generator's input.
+        adversarial: `wgan-gp`, as the public DiM code runs it, or `minimax`, Eq. 4 of Li et al.
+        penalty_weight: of the gradient penalty of `wgan-gp`.
+        class_on_fakes: whether the discriminator also learns classes from generated images (ACGAN).
+        ema_decay: of the averaged generator that is saved; 0 saves the last one.
+        gan_epochs: length of the first stage.
+        gan_batch_size: of the first stage.
+        gan_lr: Adam's rate in the first stage.
+        match_epochs: length of the second stage.
+        match_batch_size: of the second stage.
+        match_lr: Adam's rate in the second stage.
+        global_weight: of the distance between logits.
+        local_weight: of the distance between intermediate features.
+        global_reduction: its form, see `hf_gdd.losses.GLOBAL`.
+        local_reduction: its form, see `hf_gdd.losses.LOCAL`.
+        match_augment: augmentation shared by real and generated images.
+        pool: networks that images are matched in; names, or callables in Python.
+        inner_steps: steps of the pool's network on real data before each matching.
+        pool_refresh: matchings before a fresh network; one epoch if None.
+        start_from: folder of a finished run whose first stage replaces this one's.
+
+    """
+
+    method: Literal["global-local", "dim", "cgan", "cgan-continued"] = "global-local"
+    width: int = 196
+    noise_dim: int = 90
+    adversarial: Literal["wgan-gp", "minimax"] = "wgan-gp"
+    penalty_weight: float = 10.0
+    class_on_fakes: bool = True
+    ema_decay: float = 0.0
+    gan_epochs: int = 150
+    gan_batch_size: int = 128
+    gan_lr: float = 1e-4
+    match_epochs: int = 100
+    match_batch_size: int = 64
+    match_lr: float = 5e-6
+    global_weight: float = 0.01
+    local_weight: float = 0.001
+    global_reduction: Literal["logsoftmax_mean", "logit_mean", "logit_sum"] = "logsoftmax_mean"
+    local_reduction: Literal["batchmean_sum", "paired_mean", "paired_sum", "paired_sum_batchmean"] = "batchmean_sum"
+    match_augment: str = "color_crop_cutout"
+    pool: tuple[NetworkSpec, ...] = ("convnet3", "resnet10-dd", "resnet18-dd")
+    inner_steps: int = 16
+    pool_refresh: int | None = None
+    start_from: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = {"method": METHODS, "adversarial": ADVERSARIAL}
+        for name, allowed in (choices | {"global_reduction": GLOBAL, "local_reduction": LOCAL}).items():
+            require_choice(self, name, tuple(allowed))
+        for name in ("width", "noise_dim", "gan_epochs", "gan_batch_size", "gan_lr"):
+            require_positive(self, name)
+        for name in ("match_epochs", "match_batch_size", "match_lr"):
+            require_positive(self, name)
+        if min(self.global_weight, self.local_weight, self.penalty_weight, self.inner_steps) < 0:
+            raise ValueError("Weights and inner_steps must not be negative; 0 switches a term off.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 for none.")
+        if self.pool_refresh is not None:
+            require_positive(self, "pool_refresh")
+        if not self.pool:
+            raise ValueError("The pool is empty: name at least one network.")
+        if self.method == "cgan" and self.start_from:
+            raise ValueError("method 'cgan' is the first stage alone, so it cannot start from another run's first stage.")
+        Augment(self.match_augment)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the matching terms that the method uses."""
+        return {
+            "global": self.global_weight if self.method in ("dim", "global-local") else 0.0,
+            "local": self.local_weight if self.method == "global-local" else 0.0,
+        }
+
+
+class GlobalLocalTrainer(Trainer):
+    """Stage `gan` trains a conditional GAN; stage `match` tunes its generator in the networks of a pool."""
+
+    config_class = GlobalLocalConfig
+    presets: ClassVar[dict[str, GlobalLocalConfig]] = {
+        "paper": GlobalLocalConfig(),
+        # The published rate and weights move a small generator by next to nothing in a short run: both are scaled.
+        "lite": GlobalLocalConfig(
+            width=64, gan_epochs=20, gan_batch_size=64, match_epochs=4, match_lr=1e-4, inner_steps=4, pool_refresh=200
+        ),
+        "tiny": GlobalLocalConfig(
+            width=32,
+            gan_epochs=40,
+            gan_batch_size=64,
+            gan_lr=1e-3,
+            class_on_fakes=False,
+            match_epochs=15,
+            match_lr=2e-4,
+            inner_steps=2,
+            pool=("convnet2",),
+            pool_refresh=50,
+            checkpoint_every=250,
+        ),
+    }
+    config: GlobalLocalConfig
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """`gan`, unless it is taken from another run, then `match`, unless the method is `cgan`."""
+        config, stages = self.config, []
+        if not config.start_from:
+            stages.append(self._stage(GAN, config.gan_epochs, config.gan_batch_size, config.gan_lr))
+        if config.method != "cgan":
+            stages.append(self._stage(MATCH, config.match_epochs, config.match_batch_size, config.match_lr))
+        return tuple(stages)
+
+    def _stage(self, name: str, epochs: int, batch_size: int, lr: float) -> Stage:
+        steps = epochs * max(1, len(self.data) // batch_size)
+        return Stage(name, min(steps, self.config.max_steps or steps), batch_size, lr)
+
+    def setup(self) -> dict[str, Any]:
+        """Generator, discriminator, both Adams, the pool, and the EMA if there is one."""
+        config, device = self.config, self.device
+        if config.start_from:
+            self._check_source(config.start_from)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.generator = self._generator().to(device).train()
+            self.discriminator = Discriminator(self.data.num_classes, self.data.shape, config.width).to(device)
+        self.optimizer_g, self.optimizer_d = self.accelerator.prepare(
+            *(
+                torch.optim.Adam(network.parameters(), lr=config.gan_lr, betas=(0.0, 0.9))
+                for network in (self.generator, self.discriminator)
+            )
+        )
+        # The GAN draws from its own sequence, so that runs with other matching see the same noise and batches.
+        self.match_random = Random(config.seed + 1, device)
+        self.augment = Augment(config.match_augment)
+        self.pool = self._pool()
+        tracked = {name: getattr(self, name) for name in ("generator", "discriminator", "optimizer_g", "optimizer_d")}
+        tracked |= {"match_random": self.match_random, "pool": self.pool}
+        if config.ema_decay:
+            average = get_ema_multi_avg_fn(config.ema_decay)
+            self.ema = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True)
+            tracked["ema"] = self.ema
+        return tracked
+
+    def _generator(self) -> ConditionalGANGenerator:
+        data, config = self.data, self.config
+        training = self.identity()["config"] | {"pool": [network_name(spec) for spec in config.pool]}
+        return ConditionalGANGenerator(
+            class_names=data.class_names,
+            image_shape=data.shape,
+            width=config.width,
+            noise_dim=config.noise_dim,
+            mean=data.mean,
+            std=data.std,
+            training=training | {"source": data.source},
+        )
+
+    def _pool(self) -> ModelPool:
+        data, config = self.data, self.config
+        for spec in config.pool:  # fail now rather than when it is first drawn
+            network = build_network(spec, data.num_classes, data.shape, seed=0)
+            with torch.no_grad():
+                feature = network.eval()(torch.zeros(2, *data.shape))[1]
+            if config.weights["local"] and feature is None:
+                raise ValueError(
+                    f"The network {network_name(spec)} returns logits alone, but local matching needs a feature: "
+                    "return (logits, feature), or use method='dim'."
+                )
+        refresh = config.pool_refresh or max(1, len(data) // config.match_batch_size)
+        return ModelPool(
+            config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random
+        )
+
+    def begin(self, stage: Stage) -> None:
+        """Set the rate; a run that starts from another's first stage takes over its state."""
+        if stage.name == MATCH and self.config.start_from:
+            state = load_state(stage_file(self.config.start_from, GAN), self.device)
+            for name in self.tracked.keys() & state.keys() - {"at", "pool", "match_random"}:
+                self.tracked[name].load_state_dict(state[name])
+        for optimizer in (self.optimizer_g, self.optimizer_d):
+            for group in optimizer.param_groups:
+                group["lr"] = stage.lr
+
+    def _check_source(self, folder: str) -> None:
+        other, mine = read_run(folder), self.identity()
+        for name in ("trainer", "fingerprint"):
+            if other.get(name) != mine[name]:
+                raise ValueError(f"start_from={folder!r} is a run with another {name}; pass one on the same data.")
+        for name in GAN_SETTINGS:
+            if other["config"].get(name) != mine["config"][name]:
+                raise ValueError(
+                    f"start_from={folder!r} was trained with {name}={other['config'].get(name)!r}, not "
+                    f"{mine['config'][name]!r}: its first stage is another one."
+                )
+        if not stage_file(folder, GAN).is_file():
+            raise ValueError(f"start_from={folder!r} has not finished its first stage: resume it first.")
+
+    def step(self, indices: Tensor) -> dict[str, Tensor]:
+        """Tune the generator against discriminator and pool, then the discriminator against the generator."""
+        images, labels = self.data.gather(indices)
+        real = to_tanh(images)
+
+        # Generator: fool the discriminator, be recognised, and look to the pool's network as real images do.
+        with self.accelerator.autocast(), frozen(self.discriminator):
+            fake = self.generator(self.generator.code(labels, self.normal(len(indices))))
+            scores, classes = self.discriminator(fake)
+            terms = {
+                "adversarial": generator_adversarial(scores, self.config.adversarial),
+                "class": F.cross_entropy(classes, labels),
+            }
+            if self.matching:
+                terms |= self.match(real, fake)
+        shares = gradient_shares(terms, fake) if self.logging else {}
+        self.update(self.generator, self.optimizer_g, sum(terms.values()))
+        if self.config.ema_decay:
+            self.ema.update_parameters(self.generator)
+
+        # Discriminator: tell real from generated, and classes apart.
+        with self.accelerator.autocast():
+            loss = self.discriminator_loss(real, labels)
+        self.update(self.discriminator, self.optimizer_d, loss)
+
+        metrics = terms | {"discriminator": loss} | {f"share/{name}": share for name, share in shares.items()}
+        return {name: value.detach() for name, value in metrics.items()}
+
+    @property
+    def matching(self) -> bool:
+        """Whether this step compares images in the pool at all."""
+        return self.stages[self.at.stage].name == MATCH and any(self.config.weights.values())
+
+    def match(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """The weighted global and local terms, in a network of the pool that is first advanced on real data."""
+        network, weights = self.pool.advance(), self.config.weights
+        normalise = Normaliser(self.data.mean, self.data.std)
+        draw = self.augment.draw(1, self.match_random.device, self.device)
+        seen_real, seen_fake = (self.augment(normalise((x + 1) / 2), draw) for x in (real, fake))
+        with frozen(network):
+            with torch.no_grad():
+                real_logits, real_feature = network(seen_real)
+            fake_logits, fake_feature = network(seen_fake)
+        terms = {}
+        if weights["global"]:
+            terms["global"] = weights["global"] * global_loss(fake_logits, real_logits, self.config.global_reduction)
+        if weights["local"]:
+            terms["local"] = weights["local"] * local_loss(fake_feature, real_feature, self.config.local_reduction)
+        return terms
+
+    def discriminator_loss(self, real: Tensor, labels: Tensor) -> Tensor:
+        """Eq. 4 of Li et al. or WGAN-GP, with the class terms of an ACGAN, on fresh images of uniform labels."""
+        config, generator = self.config, self.random.device
+        size = (len(real) * self.accelerator.num_processes,)
+        drawn = torch.randint(self.data.num_classes, size, generator=generator, device=self.device)
+        fake_labels = self.local(drawn)
+        with torch.no_grad():
+            fake = self.generator(self.generator.code(fake_labels, self.normal(len(real))))
+        (real_scores, real_classes), (fake_scores, fake_classes) = self.discriminator(real), self.discriminator(fake)
+        loss = discriminator_adversarial(real_scores, fake_scores, config.adversarial)
+        loss = loss + F.cross_entropy(real_classes, labels)
+        if config.class_on_fakes:
+            loss = loss + F.cross_entropy(fake_classes, fake_labels)
+        if config.adversarial == "wgan-gp":
+            mix = self.local(torch.rand(size, generator=generator, device=self.device))
+            penalty = gradient_penalty(lambda x: self.discriminator(x)[0], real, fake, mix)
+            loss = loss + config.penalty_weight * penalty
+        return loss
+
+    def normal(self, rows: int) -> Tensor:
+        """This process's noise [rows, noise_dim]."""
+        shape = (rows * self.accelerator.num_processes, self.config.noise_dim)
+        return self.local(torch.randn(shape, generator=self.random.device, device=self.device))
+
+    def to_generator(self) -> ConditionalGANGenerator:
+        """A copy of the generator, averaged if there is an EMA, in eval mode."""
+        generator = self.ema.module if self.config.ema_decay else self.generator
+        return deepcopy(generator).eval()
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a network without computing those of its weights."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

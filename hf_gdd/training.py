@@ -1,0 +1,295 @@
+"""The one training loop: stages, progress, metrics, pictures, checkpoints, exact resume, clean stops."""
+
+import logging
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_gdd.generators.auto import AutoGenerator
+from hf_gdd.generators.base import Generator
+from hf_gdd.images import ImageTensors
+from hf_gdd.logs import MetricsLog, NonFiniteLossError
+from hf_gdd.progress import Batches, Interrupted, Place, stop_signals
+from hf_gdd.rng import Random
+from hf_gdd.runs import RunFolder, save_state, stage_file
+from hf_gdd.settings import BOOKKEEPING, Stage, TrainingConfig
+
+logger = logging.getLogger("hf_gdd")
+
+
+class Trainer:
+    """Distils a data set into a generator. A method is a subclass that writes `stages`, `setup`, `step`, `to_generator`.
+
+    Args:
+        data: a `datasets` object (a `DatasetDict` gives its train split), a Hub id, a folder, or "digits".
+        preset: name of a set of defaults.
+        output_dir: the run's folder. A folder with the same run in it is resumed; with another, refused.
+        config: replaces the preset.
+        overrides: single fields of the config.
+
+    Raises:
+        ValueError: anything about the data, the config or the folder that would make the run fail later.
+
+    """
+
+    config_class: ClassVar[type[TrainingConfig]]
+    presets: ClassVar[dict[str, TrainingConfig]]
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        preset: str = "paper",
+        output_dir: str | Path,
+        config: TrainingConfig | None = None,
+        **overrides: Any,
+    ) -> None:
+        self.config = self.configure(preset, config, **overrides)
+        self.accelerator = Accelerator(
+            mixed_precision=self.config.mixed_precision,
+            log_with=list(self.config.trackers) or None,
+            project_dir=str(output_dir),
+        )
+        self.device = self.accelerator.device
+        self.data = ImageTensors.from_dataset(
+            data,
+            image_column=self.config.image_column,
+            label_column=self.config.label_column,
+            image_size=self.config.image_size,
+            device=self.device,
+        )
+        self.data.require_trainable()
+        self.dataset = str(data) if isinstance(data, (str, Path)) else None
+        self.held_out: ImageTensors | None = None
+        self.random, self.at = Random(self.config.seed, self.device), Place()
+        self.logging = False
+        self.run = RunFolder(output_dir, self.identity())
+        self.run.check()
+
+    @classmethod
+    def configure(cls, preset: str, config: TrainingConfig | None = None, **overrides: Any) -> TrainingConfig:
+        """The config of a preset, with single fields replaced.
+
+        Raises:
+            ValueError: unknown preset or field, a value out of range, or the config of another method.
+
+        """
+        if config is None and preset not in cls.presets:
+            raise ValueError(f"Unknown preset {preset!r}; choose one of {', '.join(cls.presets)}.")
+        config = cls.presets[preset] if config is None else config
+        if type(config) is not cls.config_class:
+            raise ValueError(
+                f"{cls.__name__} needs a {cls.config_class.__name__}, not a {type(config).__name__}: "
+                "is the config another method's?"
+            )
+        unknown = overrides.keys() - {f.name for f in fields(config)}
+        if unknown:
+            raise ValueError(f"{cls.config_class.__name__} has no field {', '.join(sorted(unknown))}.")
+        return replace(config, **overrides)
+
+    # What a method writes.
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of the training, in order."""
+        raise NotImplementedError
+
+    def setup(self) -> dict[str, Any]:
+        """Build everything; returns all that changes while training, each with `state_dict` and `load_state_dict`."""
+        raise NotImplementedError
+
+    def begin(self, stage: Stage) -> None:
+        """Prepare for a stage, such as its learning rate."""
+
+    def step(self, indices: Tensor) -> dict[str, Tensor]:
+        """One step on these rows of `self.data`; returns scalars to log, still on the device."""
+        raise NotImplementedError
+
+    def to_generator(self) -> Generator:
+        """The generator as it is now, apart from the training."""
+        raise NotImplementedError
+
+    # The loop.
+
+    def fit(
+        self, validate: Callable[[Generator, ImageTensors], float] | None = None, every: int | None = None
+    ) -> Generator:
+        """Train, or go on where this run stopped, and save the generator to `<output_dir>/generator`.
+
+        Args:
+            validate: scores a generator on held-out training images, higher is better; the best is returned rather
+                than the last. Only then is a part of the training set held out.
+            every: steps of the last stage between validations; only at its end if None.
+
+        Raises:
+            NonFiniteLossError: a loss became infinite or not a number.
+            Interrupted: SIGINT or SIGTERM came; the run can be resumed.
+
+        """
+        self._open(hold_out=validate is not None)
+        with self._bar() as bar, stop_signals() as stop:
+            while self.at.stage < len(self.stages):
+                stage = self.stages[self.at.stage]
+                bar.set_description(f"{stage.name} ({self.at.stage + 1}/{len(self.stages)})")
+                while self.at.step < stage.steps:
+                    self._advance(stage, bar)
+                    if validate and stage is self.stages[-1] and self._due(every or stage.steps, stage):
+                        self._select(validate)
+                    if stop or self._due(self.config.checkpoint_every, stage):
+                        self._checkpoint(stage, bar)
+                    if stop:
+                        raise Interrupted(self._farewell(stop[0]))
+                self._finish(stage)
+        self.accelerator.end_training()
+        return self._save(self.to_generator() if validate is None else self._load_best())
+
+    def _open(self, hold_out: bool) -> None:
+        """Claim the folder, build everything, and return to the last checkpoint if there is one."""
+        if hold_out:
+            self.data, self.held_out = self.data.split(self.config.validation_fraction, seed=self.config.seed)
+            self.run.identity["held_out"] = self.config.validation_fraction
+        self.batches = Batches(len(self.data), self.random)
+        self.tracked = {"random": self.random, "batches": self.batches, "at": self.at, **self.setup()}
+        if self.main:
+            self.run.claim()
+        self.accelerator.wait_for_everyone()
+        state = self.run.last_checkpoint(self.device)
+        if state is not None:
+            self.load_state_dict(state)
+            logger.info("Resuming %s after step %d.", self.run.path, self.at.total)
+        elif self.stages:
+            self.begin(self.stages[0])
+        self.accelerator.init_trackers("hf_gdd", config={k: str(v) for k, v in asdict(self.config).items()})
+        self.log = MetricsLog(self.run, self.main, lambda means, step: self.accelerator.log(means, step=step))
+        self.log.resume(self.at.total, self.at.seconds)
+
+    def _advance(self, stage: Stage, bar: tqdm) -> None:
+        started = time.perf_counter()
+        indices = self.batches.next(min(stage.batch_size, len(self.data)))
+        self.logging = self._due(self.config.log_every, stage, ahead=1)
+        metrics = self.step(self.local(indices))
+        self.at.step += 1
+        self.at.total += 1
+        self.log.add(self.at.total, len(indices), metrics)
+        self.at.seconds += time.perf_counter() - started
+        bar.update()
+        if self.logging:
+            self._flush(stage, bar)
+        if self._due(self.config.picture_every, stage) and self.main:
+            self._pictures()
+
+    def _due(self, every: int, stage: Stage, ahead: int = 0) -> bool:
+        step = self.at.step + ahead
+        return step % every == 0 or step == stage.steps
+
+    def _flush(self, stage: Stage, bar: tqdm) -> None:
+        try:
+            record = self.log.flush(stage.name, self.at.seconds)
+        except NonFiniteLossError as error:
+            last = self.run.newest_checkpoint()
+            raise NonFiniteLossError(
+                f"{error} The last good checkpoint is {last or 'none: the run is too young'}. Lower the learning rate, "
+                "or train without mixed precision, in a new output_dir."
+            ) from error
+        shown = {name: f"{value:.3g}" for name, value in record.items() if name not in ("step", "stage", "seconds")}
+        bar.set_postfix({name.replace("images_per_second", "img/s"): v for name, v in shown.items() if "/" not in name})
+
+    def _checkpoint(self, stage: Stage, bar: tqdm) -> None:
+        self._flush(stage, bar)  # which refuses to save what is not finite
+        if self.main:
+            self.run.save_checkpoint(self.at.total, self.state_dict(), keep=self.config.keep_checkpoints)
+
+    def _finish(self, stage: Stage) -> None:
+        """Keep the state at the end of a stage, and enter the next."""
+        if self.main:
+            save_state(stage_file(self.run.path, stage.name), self.state_dict())
+        self.at.stage, self.at.step = self.at.stage + 1, 0
+        if self.at.stage < len(self.stages):
+            self.begin(self.stages[self.at.stage])
+
+    def _select(self, validate: Callable[[Generator, ImageTensors], float]) -> None:
+        generator = self.to_generator()
+        score = float(validate(generator, self.held_out))
+        logger.info("Validation after step %d: %.4f.", self.at.total, score)
+        if self.at.best is None or score > self.at.best:
+            self.at.best = score
+            if self.main:
+                generator.save_pretrained(self.run.path / "best")
+
+    def _load_best(self) -> Generator:
+        return AutoGenerator.from_pretrained(self.run.path / "best", device=self.device)
+
+    def _save(self, generator: Generator) -> Generator:
+        if self.main:
+            generator.save_pretrained(self.run.path / "generator")
+        self.accelerator.wait_for_everyone()
+        return generator
+
+    def _pictures(self) -> None:
+        folder = self.run.path / "samples"
+        folder.mkdir(exist_ok=True)
+        self.to_generator().grid().save(folder / f"step-{self.at.total:09d}.png")
+        self.log.draw()
+
+    def _bar(self) -> tqdm:
+        total = sum(stage.steps for stage in self.stages)
+        return tqdm(total=total, initial=self.at.total, unit="step", disable=not self.main, dynamic_ncols=True)
+
+    def _farewell(self, signum: int) -> str:
+        command = shlex.join([Path(sys.argv[0]).name if sys.argv[0].endswith("hf-gdd") else sys.argv[0], *sys.argv[1:]])
+        return (
+            f"{signal.Signals(signum).name}: stopped after step {self.at.total}, saved in {self.run.path}. "
+            f"To resume, run the same command again: {command}"
+        )
+
+    # State and processes.
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.accelerator.is_main_process
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes while training."""
+        return {name: part.state_dict() for name, part in self.tracked.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        for name, part in self.tracked.items():
+            part.load_state_dict(state[name])
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run, as primitives; from it the run can be repeated."""
+        config = asdict(self.config)
+        for name in BOOKKEEPING:
+            config.pop(name)
+        return {
+            "trainer": type(self).__name__,
+            "dataset": self.dataset,
+            "source": self.data.source,
+            "fingerprint": self.data.fingerprint,
+            "config": config,
+        }
+
+    def local(self, whole: Tensor) -> Tensor:
+        """This process's part of what is drawn for all of them: every process draws the same, then takes its own."""
+        return whole.tensor_split(self.accelerator.num_processes)[self.accelerator.process_index]
+
+    def update(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """One optimiser step of `module` on `loss`, its gradients averaged over processes."""
+        optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        if self.accelerator.num_processes > 1:
+            for parameter in module.parameters():
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        optimizer.step()
