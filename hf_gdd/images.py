@@ -354,20 +354,12 @@ def _bundled_digits() -> DatasetDict:
 def _find_columns(dataset: Dataset, image_column: str | None, label_column: str | None) -> tuple[str, str]:
     from datasets import ClassLabel, Image
 
-    image = _find_column(
-        dataset,
-        Image,
-        "image_column",
-        image_column,
-        "make one with ds.cast_column(name, Image()), or pass image_column='...' if there is one",
+    remedy = "make one with ds.cast_column(name, Image()), or pass image_column='...' if there is one"
+    image = _find_column(dataset, Image, "image_column", image_column, remedy)
+    remedy = (
+        "make one with ds.cast_column('label', ClassLabel(names=[...])) or ds.class_encode_column('label')"
     )
-    label = _find_column(
-        dataset,
-        ClassLabel,
-        "label_column",
-        label_column,
-        "make one with ds.cast_column('label', ClassLabel(names=[...])) or ds.class_encode_column('label')",
-    )
+    label = _find_column(dataset, ClassLabel, "label_column", label_column, remedy)
     return image, label
 
 
@@ -407,9 +399,9 @@ def _read_images(dataset: Dataset, column: str, image_size: int | None, progress
     decode_example = replace(dataset.features[column], decode=True).decode_example
     encoded = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
 
-    def decode(row: int, value: dict) -> np.ndarray:
+    def decode(row: int, value: dict | None) -> np.ndarray:
         try:
-            image = decode_example(value)
+            image = decode_example(value or {"bytes": None, "path": None})  # it returns None for None
         except Exception as error:  # Pillow and its plugins raise many types
             raise ValueError(
                 f"The image of row {row} cannot be read ({error}): repair the file, or drop the row with "

@@ -243,7 +243,8 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         total = sum(stage.steps for stage in self.stages)
-        return tqdm(total=total, initial=self.at.total, unit="step", disable=not self.main, dynamic_ncols=True)
+        hidden = {} if self.main else {"disable": True}
+        return tqdm(total=total, initial=self.at.total, unit="step", dynamic_ncols=True, **hidden)
 
     def _farewell(self, signum: int) -> str:
         command = shlex.join([Path(sys.argv[0]).name if sys.argv[0].endswith("hf-gdd") else sys.argv[0], *sys.argv[1:]])

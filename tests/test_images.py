@@ -144,6 +144,8 @@ def test_hub_source_names_the_commit():
 def test_a_format_set_by_the_user_is_ignored():
     data = tensors().to_dataset()
     assert load(data.with_format("torch")).fingerprint == load(data).fingerprint
+    undecoded = data.cast_column("image", Image(decode=False))
+    assert load(undecoded).fingerprint == load(data).fingerprint
 
 
 def test_image_tensors_are_only_moved():
@@ -241,7 +243,8 @@ def test_mixed_sizes():
 def test_image_size_crops_the_centre():
     wide = np.zeros((16, 32), np.uint8)
     wide[:, 8:24] = 200
-    assert (load(dataset([Pillow.fromarray(wide)]), image_size=8).images[0, 0, :, 1:-1] == 200).all()
+    cropped = load(dataset([Pillow.fromarray(wide)]), image_size=8).images[0, 0]
+    assert cropped.min() > 180  # not 200 throughout: Lanczos rings at the edges
     same = picture(seed=3)
     assert torch.equal(load(dataset([same]), image_size=8).images, load(dataset([same])).images)
     with fails("image_size=0", "image_size=32"):
@@ -252,6 +255,8 @@ def test_an_unreadable_image_names_the_row_and_the_cause():
     with fails("row 1 cannot be read", "select") as caught:
         load(dataset([picture(), b"not an image"]))
     assert isinstance(caught.value.__cause__, Pillow.UnidentifiedImageError)
+    with fails("row 0 cannot be read", "truncated"):
+        load(dataset([png(picture())[:100]]))
     rows = {"image": [None], "label": [0]}
     with fails("row 0 cannot be read", "select"):
         load(Dataset.from_dict(rows, features=features(NAMES)))

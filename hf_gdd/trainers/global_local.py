@@ -14,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_gdd.augment import Augment
 from hf_gdd.classifiers import Normaliser
+from hf_gdd.generators.base import Generator
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
-from hf_gdd.images import to_tanh, to_unit
+from hf_gdd.images import ImageTensors, to_tanh, to_unit
 from hf_gdd.losses import (
     ADVERSARIAL,
     GLOBAL,
@@ -322,6 +323,40 @@ class GlobalLocalTrainer(Trainer):
         """A copy of the generator, averaged if there is an EMA, in eval mode."""
         generator = self.ema.module if self.config.ema_decay else self.generator
         return deepcopy(generator).eval()
+
+
+@torch.no_grad()
+def matching_losses(
+    generator: Generator, real: ImageTensors, pool: ModelPool, n: int = 5, **reductions: str
+) -> dict[str, float]:
+    """How far generated images are from real ones of equal labels, in `n` fresh networks that `pool` draws and trains.
+
+    Args:
+        generator: its first images of each class are compared.
+        real: images that neither the generator nor the pool was trained on.
+        pool: with `refresh=1`, so that each network is a fresh one.
+        n: networks.
+        reductions: `global_reduction` and `local_reduction`, see `hf_gdd.losses`.
+
+    Returns:
+        The unweighted `global` and `local` losses, means over the networks.
+
+    """
+    images, labels = real.gather(torch.arange(len(real), device=real.labels.device))
+    indices = torch.zeros_like(labels)
+    for label in range(real.num_classes):
+        of_class = labels == label
+        indices[of_class] = torch.arange(int(of_class.sum()), device=labels.device)
+    fake, normalise = generator.sample(labels, indices), Normaliser(pool.data.mean, pool.data.std)
+    sums = {"global": 0.0, "local": 0.0}
+    for _ in range(n):
+        with torch.enable_grad():
+            network = pool.advance()
+        real_logits, real_feature = network(normalise(to_unit(images)))
+        fake_logits, fake_feature = network(normalise(to_unit(fake)))
+        sums["global"] += float(global_loss(fake_logits, real_logits, reductions.get("global_reduction", "logsoftmax_mean")))
+        sums["local"] += float(local_loss(fake_feature, real_feature, reductions.get("local_reduction", "batchmean_sum")))
+    return {name: total / n for name, total in sums.items()}
 
 
 @contextmanager
