@@ -139,9 +139,7 @@ class Augment:
     def __post_init__(self) -> None:
         _require_known(self._listed())
 
-    def draw(
-        self, n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-    ) -> Tensor:
+    def draw(self, n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
         """Draw every number one call needs: uniforms in [0, 1), float32 [n, 12], on `device`.
 
         Args:

@@ -146,7 +146,12 @@ class DistilledStream(torch.utils.data.IterableDataset):
     """
 
     def __init__(
-        self, generator: Generator, ipc: int, seed: int = 0, batch_size: int | None = None, sampling: Any = None
+        self,
+        generator: Generator,
+        ipc: int,
+        seed: int = 0,
+        batch_size: int | None = None,
+        sampling: Any = None,
     ) -> None:
         check_ipc(generator, ipc)
         if generator.max_ipc is not None:

@@ -116,7 +116,9 @@ class Learner:
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        scale = (lambda step: 1.0) if recipe.schedule == "constant" else lambda t: (1 + math.cos(math.pi * t / steps)) / 2
+        scale = (
+            (lambda step: 1.0) if recipe.schedule == "constant" else lambda t: (1 + math.cos(math.pi * t / steps)) / 2
+        )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, scale)
 
     def step(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -207,9 +207,7 @@ class Judge:
         size = ipc * real.num_classes
         stored = size * real.images[0].nbytes
         row = {"name": RANDOM_REAL, "protocol": "fixed", "ipc": ipc}
-        return self.train(
-            lambda i, random: self.epochs(real.subset(ipc, self.seed + i), random), size, stored, **row
-        )
+        return self.train(lambda i, random: self.epochs(real.subset(ipc, self.seed + i), random), size, stored, **row)
 
     def full_data(self, real: ImageTensors) -> list[Result]:
         """The ceiling: all real images, by the same recipe."""
@@ -231,10 +229,10 @@ class Judge:
         )
 
 
-def as_images(data: Any, split: str, device: str | torch.device | None) -> ImageTensors:
+def as_images(data: Any, split: str, device: str | torch.device | None = None, **kwargs: Any) -> ImageTensors:
     """Images of anything that has splits, by the split's name, or of what has none."""
     has_splits = isinstance(data, (str, Path, DatasetDict))
-    return ImageTensors.from_dataset(data, split if has_splits else None, device=device)
+    return ImageTensors.from_dataset(data, split if has_splits else None, device=device, **kwargs)
 
 
 def _sample_set(generator: Generator, ipc: int, seed: int, device: torch.device) -> ImageTensors:
@@ -245,9 +243,7 @@ def _sample_set(generator: Generator, ipc: int, seed: int, device: torch.device)
     return ImageTensors(images.to(device), labels.to(device), generator.class_names, source, device)
 
 
-def _normaliser(
-    generator: Generator | None, data: ImageTensors, real: ImageTensors | None
-) -> tuple[Normaliser, str]:
+def _normaliser(generator: Generator | None, data: ImageTensors, real: ImageTensors | None) -> tuple[Normaliser, str]:
     """The real set's statistics where there is one, else those the generator carries, else the set's own."""
     if real is not None:
         return Normaliser(real.mean, real.std), "the real training set"

@@ -16,7 +16,11 @@ class LoadError(ValueError):
 
 
 def resolve(
-    repo_or_path: str | Path, *, revision: str | None = None, subfolder: str | None = None, token: str | None = None
+    repo_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
 ) -> Path:
     """The local folder of a generator: the folder itself, or a snapshot of the Hub repo at one commit.
 
@@ -63,7 +67,14 @@ def read_config(folder: Path, expected: str | None = None) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
         name, version = config["_class_name"], int(config.get("format_version", 0))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise LoadError(f"{path} is not the config of a generator ({error!r}). Fetch or save it again.") from error
     if expected and name != expected:
         raise LoadError(

@@ -59,9 +59,7 @@ def network_name(spec: NetworkSpec) -> str:
 class _Classifier(nn.Module):
     """Two trunks with the returned feature between them, and a linear layer on the flattened end."""
 
-    def __init__(
-        self, early: Sequence[nn.Module], late: Sequence[nn.Module], features: int, num_classes: int
-    ) -> None:
+    def __init__(self, early: Sequence[nn.Module], late: Sequence[nn.Module], features: int, num_classes: int) -> None:
         super().__init__()
         self.early = nn.Sequential(*early)
         self.late = nn.Sequential(*late)
@@ -120,9 +118,7 @@ def _plain(
 class _BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; `averaged` replaces the stride by a 2x2 average pooling."""
 
-    def __init__(
-        self, channels: int, width: int, size: _Size, *, halved: bool, averaged: bool, norm: _Norm
-    ) -> None:
+    def __init__(self, channels: int, width: int, size: _Size, *, halved: bool, averaged: bool, norm: _Norm) -> None:
         super().__init__()
         stride = 2 if halved and not averaged else 1
         inner = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))

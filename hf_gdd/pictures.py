@@ -1,6 +1,7 @@
 """What people would rather look at than read: grids of images and curves of losses."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,20 @@ def curves(records: Sequence[Mapping[str, float | str]], path: str | Path, title
 
     skip = {"step", "stage", "images_per_second", "seconds"}
     names = list(dict.fromkeys(name for record in records for name in record if name not in skip))
-    panels = {"loss": [n for n in names if "/" not in n], "share of the generator's gradient": [n for n in names if "/" in n]}
+    panels = {
+        "loss": [n for n in names if "/" not in n],
+        "share of the generator's gradient": [n for n in names if "/" in n],
+    }
     panels = {label: members for label, members in panels.items() if members}
     figure = Figure(figsize=(8, 3 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (label, members) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+    for axis, (label, members) in zip(
+        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
+    ):
         for name in members:
             points = [(record["step"], record[name]) for record in records if name in record]
             axis.plot(*zip(*points, strict=True), label=name.split("/")[-1], linewidth=1)
-        for before, after in zip(records, records[1:], strict=False):
+        for before, after in pairwise(records):
             if before.get("stage") != after.get("stage"):
                 axis.axvline(before["step"], color="grey", linestyle=":", linewidth=1)
         axis.set_ylabel(label)

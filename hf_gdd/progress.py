@@ -14,7 +14,11 @@ from hf_gdd.rng import Random
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; it saved a checkpoint first."""
+    """The run was asked to stop by signal `signum`; it saved a checkpoint first."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
 
 
 @dataclass

@@ -149,7 +149,16 @@ class Report:
 
     def markdown(self) -> str:
         """The table, one row a cell, with the circumstances and any problem under it."""
-        header = ["method", "protocol", "IPC", "network", "accuracy %", "nets", "generators", "distinct images"]
+        header = [
+            "method",
+            "protocol",
+            "IPC",
+            "network",
+            "accuracy %",
+            "nets",
+            "generators",
+            "distinct images",
+        ]
         header += ["stored", "steps", "seconds"]
         lines = [" | ".join(header), " | ".join(["---"] * len(header))]
         for cell in dict.fromkeys(result.cell for result in self.results):

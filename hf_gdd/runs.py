@@ -114,7 +114,9 @@ def read_run(path: str | Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not {"trainer", "config"} <= content.keys():
             raise ValueError("it has no trainer and config")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not the file of a run ({error}): pass the {RUN_FILE} of a run's folder.") from error
+        raise ValueError(
+            f"{path} is not the file of a run ({error}): pass the {RUN_FILE} of a run's folder."
+        ) from error
     return content
 
 

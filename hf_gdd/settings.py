@@ -1,7 +1,7 @@
 """What a training is told: the settings every method shares, checked before any work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from accelerate.tracking import get_available_trackers
@@ -33,6 +33,7 @@ class TrainingConfig:
     """What every method is told.
 
     Attributes:
+        preset: where the other defaults come from.
         seed: of all random draws.
         max_steps: cap on the steps of EACH stage; None for the preset's full length.
         mixed_precision: `no` or `bf16`.
@@ -48,6 +49,7 @@ class TrainingConfig:
 
     """
 
+    preset: str = "paper"
     seed: int = 0
     max_steps: int | None = None
     mixed_precision: str = "no"
@@ -72,6 +74,10 @@ class TrainingConfig:
         missing = set(self.trackers) - {str(tracker.value) for tracker in get_available_trackers()}
         if missing:
             raise ValueError(f"Tracker {', '.join(sorted(missing))} is not installed: pip install it, or leave it out.")
+
+    def identity(self) -> dict[str, Any]:
+        """What is computed, as primitives."""
+        return {name: value for name, value in asdict(self).items() if name not in BOOKKEEPING}
 
 
 def require_positive(config: Any, name: str) -> None:

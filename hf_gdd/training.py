@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,13 +22,15 @@ from hf_gdd.logs import MetricsLog, NonFiniteLossError
 from hf_gdd.progress import Batches, Interrupted, Place, stop_signals
 from hf_gdd.rng import Random
 from hf_gdd.runs import RunFolder, save_state, stage_file
-from hf_gdd.settings import BOOKKEEPING, Stage, TrainingConfig
+from hf_gdd.settings import Stage, TrainingConfig
 
 logger = logging.getLogger("hf_gdd")
 
 
 class Trainer:
-    """Distils a data set into a generator. A method is a subclass that writes `stages`, `setup`, `step`, `to_generator`.
+    """Distils a data set into a generator; a method is a subclass.
+
+    It writes `stages`, `setup`, `step` and `to_generator`.
 
     Args:
         data: a `datasets` object (a `DatasetDict` gives its train split), a Hub id, a folder, or "digits".
@@ -92,10 +94,28 @@ class Trainer:
                 f"{cls.__name__} needs a {cls.config_class.__name__}, not a {type(config).__name__}: "
                 "is the config another method's?"
             )
-        unknown = overrides.keys() - {f.name for f in fields(config)}
-        if unknown:
-            raise ValueError(f"{cls.config_class.__name__} has no field {', '.join(sorted(unknown))}.")
+        cls._check_fields(overrides)
         return replace(config, **overrides)
+
+    @classmethod
+    def _check_fields(cls, names: Iterable[str]) -> None:
+        known = [f.name for f in fields(cls.config_class)]
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise ValueError(f"Unknown setting {', '.join(unknown)}; {cls.__name__} has {', '.join(known)}.")
+
+    @classmethod
+    def config_from(cls, run: Mapping[str, Any]) -> TrainingConfig:
+        """The config that a run's file describes.
+
+        Raises:
+            ValueError: it is of another trainer, or has fields that this version does not know.
+
+        """
+        if run["trainer"] != cls.__name__:
+            raise ValueError(f"The config is of a {run['trainer']}, not a {cls.__name__}: use that method's command.")
+        cls._check_fields(run["config"])
+        return cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in run["config"].items()})
 
     # What a method writes.
 
@@ -148,7 +168,7 @@ class Trainer:
                     if stop or self._due(self.config.checkpoint_every, stage):
                         self._checkpoint(stage, bar)
                     if stop:
-                        raise Interrupted(self._farewell(stop[0]))
+                        raise Interrupted(stop[0], self._farewell(stop[0]))
                 self._finish(stage)
         self.accelerator.end_training()
         return self._save(self.to_generator() if validate is None else self._load_best())
@@ -271,19 +291,16 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What makes this run this run, as primitives; from it the run can be repeated."""
-        config = asdict(self.config)
-        for name in BOOKKEEPING:
-            config.pop(name)
         return {
             "trainer": type(self).__name__,
             "dataset": self.dataset,
             "source": self.data.source,
             "fingerprint": self.data.fingerprint,
-            "config": config,
+            "config": self.config.identity(),
         }
 
     def local(self, whole: Tensor) -> Tensor:
-        """This process's part of what is drawn for all of them: every process draws the same, then takes its own."""
+        """The part of this process: every process draws the same for all of them, then takes its own."""
         return whole.tensor_split(self.accelerator.num_processes)[self.accelerator.process_index]
 
     def update(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

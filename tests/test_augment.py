@@ -155,9 +155,7 @@ def test_contrast_and_saturation_stay_in_their_ranges(images):
     x = images[:2]
     torch.testing.assert_close(contrast(x, ends).std((1, 2, 3)) / x.std((1, 2, 3)), torch.tensor([0.5, 1.5]))
     grey = x.mean(1, keepdim=True)
-    torch.testing.assert_close(
-        saturation(x, ends), torch.stack([grey[0].expand_as(x[0]), 2 * x[1] - grey[1]])
-    )
+    torch.testing.assert_close(saturation(x, ends), torch.stack([grey[0].expand_as(x[0]), 2 * x[1] - grey[1]]))
     torch.testing.assert_close((brightness(x, ends) - x).mean((1, 2, 3)), torch.tensor([-0.5, 0.5]))
 
 

@@ -10,7 +10,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, c
 from PIL import Image as Pillow
 
 from hf_gdd.images import (
-    DIGITS,
     ImageTensors,
     encode_png,
     features,
@@ -19,6 +18,7 @@ from hf_gdd.images import (
     to_tanh,
     to_unit,
 )
+from hf_gdd.reading import DIGITS
 
 NAMES = ("cat", "dog", "eel")
 
@@ -31,9 +31,7 @@ def tensors(per_class=(6, 6, 6), channels=3, size=8, seed=0, names=NAMES):
     """Images of noise, their labels shuffled."""
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(per_class)), per_class))
     images = noise(len(labels), channels, size, size, seed=seed)
-    return ImageTensors(
-        torch.from_numpy(images), torch.from_numpy(labels), names, "toy:train", torch.device("cpu")
-    )
+    return ImageTensors(torch.from_numpy(images), torch.from_numpy(labels), names, "toy:train", torch.device("cpu"))
 
 
 def dataset(images, labels=None, names=NAMES):
@@ -117,9 +115,7 @@ def test_image_folder(monkeypatch, tmp_path):
     assert data.source == "Pets:train"
     assert data.class_names == NAMES
     assert data.shape == (3, 20, 20)
-    found = {
-        image.numpy().tobytes(): label for image, label in zip(data.images, data.labels.tolist(), strict=True)
-    }
+    found = {image.numpy().tobytes(): label for image, label in zip(data.images, data.labels.tolist(), strict=True)}
     assert found == expected
     assert load(folder).fingerprint == data.fingerprint
 
@@ -197,9 +193,7 @@ def test_bad_labels_name_the_row(label):
     good = dataset([picture()] * 3, [0, 1, 2])
     # Written as plain integers, since datasets itself refuses some of these.
     labels = pa.array([0, label, 2], pa.int64())
-    table = good.data.table.set_column(1, "label", labels).replace_schema_metadata(
-        good.features.arrow_schema.metadata
-    )
+    table = good.data.table.set_column(1, "label", labels).replace_schema_metadata(good.features.arrow_schema.metadata)
     with fails("Row 1", f"label {label}", r"0\.\.2", "filter"):
         load(Dataset(table))
 
@@ -228,9 +222,7 @@ def test_one_colour_image_makes_all_rgb(order):
     data = load(dataset([picture(mode) for mode in order]))
     assert data.shape == (3, 8, 8)
     for mode, image in zip(order, data.images, strict=True):
-        np.testing.assert_array_equal(
-            image.numpy(), np.asarray(picture(mode).convert("RGB")).transpose(2, 0, 1)
-        )
+        np.testing.assert_array_equal(image.numpy(), np.asarray(picture(mode).convert("RGB")).transpose(2, 0, 1))
 
 
 def test_mixed_sizes():
@@ -269,7 +261,7 @@ def test_deep_pixels_are_refused(dtype):
 
 
 def test_more_rows_than_one_chunk_keep_their_order(monkeypatch):
-    monkeypatch.setattr("hf_gdd.images._CHUNK", 4)
+    monkeypatch.setattr("hf_gdd.reading._CHUNK", 4)
     data = tensors()
     assert torch.equal(load(data.to_dataset()).images, data.images)
 

@@ -110,9 +110,7 @@ def test_without_a_seed_the_global_state_decides():
 
 
 def test_an_unknown_name_is_refused_with_the_accepted_ones():
-    with pytest.raises(
-        ValueError, match=r"'resnet18'.*Did you mean 'resnet18-d[cd]'.*Accepted names: convnet1"
-    ):
+    with pytest.raises(ValueError, match=r"'resnet18'.*Did you mean 'resnet18-d[cd]'.*Accepted names: convnet1"):
         build_network("resnet18", 10, (3, 32, 32))
     with pytest.raises(ValueError, match=r"'zzz'\. Accepted names"):
         build_network("zzz", 10, (3, 32, 32))
@@ -190,9 +188,7 @@ def test_network_name():
     assert network_name(Factory()) == "Factory"
 
 
-@pytest.mark.parametrize(
-    "name", ["convnet3", "resnet10-dd", "resnet10ap-dd", "resnet18-dc", "alexnet", "vgg11"]
-)
+@pytest.mark.parametrize("name", ["convnet3", "resnet10-dd", "resnet10ap-dd", "resnet18-dc", "alexnet", "vgg11"])
 def test_gradient_reaches_the_image_through_the_feature(name):
     images = torch.randn(2, 3, 8, 8, requires_grad=True)
     _, middle = build_network(name, 3, (3, 8, 8))(images)

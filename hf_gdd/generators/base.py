@@ -103,7 +103,7 @@ def check_request(generator: Generator, labels: Tensor, indices: Tensor) -> None
     """
     if labels.ndim != 1 or labels.shape != indices.shape:
         raise ValueError(f"labels {tuple(labels.shape)} and indices {tuple(indices.shape)} must be 1-D, of one length.")
-    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < generator.num_classes):
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < generator.num_classes):
         raise ValueError(f"labels must lie in 0..{generator.num_classes - 1}, one for each of the classes.")
     if len(indices) and int(indices.min()) < 0:
         raise ValueError("indices must not be negative: they number the images of a class from 0.")
@@ -195,9 +195,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         tiles = (torch.nn.functional.pad(x, pad).to(self.device).split(size) for x in (labels, indices))
         training = self.training
         self.eval()
-        images = [
-            tanh_to_uint8(self.make(*tile, seed, sampling or self.sampling)) for tile in zip(*tiles, strict=True)
-        ]
+        images = [tanh_to_uint8(self.make(*tile, seed, sampling or self.sampling)) for tile in zip(*tiles, strict=True)]
         self.train(training)
         empty = torch.empty(0, *self.image_shape, dtype=torch.uint8, device=self.device)
         return torch.cat([empty, *images])[: len(labels)]
@@ -249,7 +247,9 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         try:
             model, info = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
-            raise LoadError(f"The generator in {folder} could not be loaded: {error} Fetch or save it again.") from error
+            raise LoadError(
+                f"The generator in {folder} could not be loaded: {error} Fetch or save it again."
+            ) from error
         check_loaded(model, info, folder)
         if (folder / "report.json").is_file():
             model.report = Report.load(folder / "report.json")

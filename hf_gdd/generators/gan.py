@@ -1,6 +1,7 @@
 """The conditional GAN of DiM (Gu et al., 2023), for 8 to 64 px and any number of classes."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ def map_sizes(size: int) -> list[int]:
 def _check_architecture(class_names: tuple[str, ...], image_shape: tuple[int, int, int], width: int) -> None:
     channels, height, side = image_shape
     if height != side or not MIN_SIZE <= side <= MAX_SIZE:
-        raise ValueError(f"The GAN makes square images of {MIN_SIZE} to {MAX_SIZE} px, not {height}x{side}; pass image_size=.")
+        raise ValueError(
+            f"The GAN makes square images of {MIN_SIZE} to {MAX_SIZE} px, not {height}x{side}; pass image_size=."
+        )
     if channels not in (1, 3):
         raise ValueError(f"The GAN makes images of 1 or 3 channels, not {channels}.")
     if not 1 <= width <= 1024:
@@ -114,9 +117,13 @@ class Discriminator(nn.Module):
         channels, _, side = image_shape
         sizes = map_sizes(side)[::-1]
         layers: list[nn.Module] = []
-        for i, (size, halved) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (size, halved) in enumerate(pairwise(sizes)):
             for _ in range(3 if i == len(sizes) - 2 else 1):
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.LayerNorm([width, size, size]), nn.LeakyReLU()]
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1),
+                    nn.LayerNorm([width, size, size]),
+                    nn.LeakyReLU(),
+                ]
                 channels = width
             layers += [nn.Conv2d(width, width, 3, stride=2, padding=1)]
             layers += [nn.LayerNorm([width, halved, halved]), nn.LeakyReLU()]

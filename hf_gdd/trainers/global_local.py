@@ -1,10 +1,9 @@
 """Global-local matching (Li et al., 2024, arXiv 2404.17732) and, on the same path, its baselines CGAN and DiM."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -28,7 +27,7 @@ from hf_gdd.losses import (
     gradient_shares,
     local_loss,
 )
-from hf_gdd.networks import NetworkSpec, build_network, network_name
+from hf_gdd.networks import build_network, network_name
 from hf_gdd.pool import ModelPool
 from hf_gdd.rng import Random
 from hf_gdd.runs import load_state, read_run, stage_file
@@ -46,6 +45,7 @@ class GlobalLocalConfig(TrainingConfig):
     """Settings of the GAN stage and the matching stage; the defaults are the papers', or DiM's where they are silent.
 
     Attributes:
+        preset: where the other defaults come from: `paper` is for a GPU, `lite` for a patient CPU, `tiny` for digits.
         method: `global-local`; `dim` matches logits only; `cgan` stops before matching; `cgan-continued` goes on
             with all matching weights at zero, the control that any gain of matching must be measured against.
         width: channels of generator and discriminator.
@@ -65,13 +65,14 @@ class GlobalLocalConfig(TrainingConfig):
         global_reduction: its form, see `hf_gdd.losses.GLOBAL`.
         local_reduction: its form, see `hf_gdd.losses.LOCAL`.
         match_augment: augmentation shared by real and generated images.
-        pool: networks that images are matched in; names, or callables in Python.
+        pool: names of the networks that images are matched in; in Python also callables, see `build_network`.
         inner_steps: steps of the pool's network on real data before each matching.
         pool_refresh: matchings before a fresh network; one epoch if None.
         start_from: folder of a finished run whose first stage replaces this one's.
 
     """
 
+    preset: Literal["paper", "lite", "tiny"] = "paper"
     method: Literal["global-local", "dim", "cgan", "cgan-continued"] = "global-local"
     width: int = 196
     noise_dim: int = 90
@@ -90,7 +91,7 @@ class GlobalLocalConfig(TrainingConfig):
     global_reduction: Literal["logsoftmax_mean", "logit_mean", "logit_sum"] = "logsoftmax_mean"
     local_reduction: Literal["batchmean_sum", "paired_mean", "paired_sum", "paired_sum_batchmean"] = "batchmean_sum"
     match_augment: str = "color_crop_cutout"
-    pool: tuple[NetworkSpec, ...] = ("convnet3", "resnet10-dd", "resnet18-dd")
+    pool: tuple[str, ...] = ("convnet3", "resnet10-dd", "resnet18-dd")
     inner_steps: int = 16
     pool_refresh: int | None = None
     start_from: str | None = None
@@ -113,8 +114,14 @@ class GlobalLocalConfig(TrainingConfig):
         if not self.pool:
             raise ValueError("The pool is empty: name at least one network.")
         if self.method == "cgan" and self.start_from:
-            raise ValueError("method 'cgan' is the first stage alone, so it cannot start from another run's first stage.")
+            raise ValueError(
+                "method 'cgan' is the first stage alone, so it cannot start from another run's first stage."
+            )
         Augment(self.match_augment)
+
+    def identity(self) -> dict[str, Any]:
+        """What is computed, as primitives: networks by their names."""
+        return super().identity() | {"pool": [network_name(spec) for spec in self.pool]}
 
     @property
     def weights(self) -> dict[str, float]:
@@ -133,9 +140,17 @@ class GlobalLocalTrainer(Trainer):
         "paper": GlobalLocalConfig(),
         # The published rate and weights move a small generator by next to nothing in a short run: both are scaled.
         "lite": GlobalLocalConfig(
-            width=64, gan_epochs=20, gan_batch_size=64, match_epochs=4, match_lr=1e-4, inner_steps=4, pool_refresh=200
+            preset="lite",
+            width=64,
+            gan_epochs=20,
+            gan_batch_size=64,
+            match_epochs=4,
+            match_lr=1e-4,
+            inner_steps=4,
+            pool_refresh=200,
         ),
         "tiny": GlobalLocalConfig(
+            preset="tiny",
             width=32,
             gan_epochs=40,
             gan_batch_size=64,
@@ -194,7 +209,6 @@ class GlobalLocalTrainer(Trainer):
 
     def _generator(self) -> ConditionalGANGenerator:
         data, config = self.data, self.config
-        training = self.identity()["config"] | {"pool": [network_name(spec) for spec in config.pool]}
         return ConditionalGANGenerator(
             class_names=data.class_names,
             image_shape=data.shape,
@@ -202,7 +216,7 @@ class GlobalLocalTrainer(Trainer):
             noise_dim=config.noise_dim,
             mean=data.mean,
             std=data.std,
-            training=training | {"source": data.source},
+            training=config.identity() | {"source": data.source},
         )
 
     def _pool(self) -> ModelPool:
@@ -217,9 +231,7 @@ class GlobalLocalTrainer(Trainer):
                     "return (logits, feature), or use method='dim'."
                 )
         refresh = config.pool_refresh or max(1, len(data) // config.match_batch_size)
-        return ModelPool(
-            config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random
-        )
+        return ModelPool(config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random)
 
     def begin(self, stage: Stage) -> None:
         """Set the rate; a run that starts from another's first stage takes over its state."""
@@ -303,7 +315,10 @@ class GlobalLocalTrainer(Trainer):
         fake_labels = self.local(drawn)
         with torch.no_grad():
             fake = self.generator(self.generator.code(fake_labels, self.normal(len(real))))
-        (real_scores, real_classes), (fake_scores, fake_classes) = self.discriminator(real), self.discriminator(fake)
+        (real_scores, real_classes), (fake_scores, fake_classes) = (
+            self.discriminator(real),
+            self.discriminator(fake),
+        )
         loss = discriminator_adversarial(real_scores, fake_scores, config.adversarial)
         loss = loss + F.cross_entropy(real_classes, labels)
         if config.class_on_fakes:
@@ -315,7 +330,7 @@ class GlobalLocalTrainer(Trainer):
         return loss
 
     def normal(self, rows: int) -> Tensor:
-        """This process's noise [rows, noise_dim]."""
+        """Noise [rows, noise_dim], this process's part of what all draw."""
         shape = (rows * self.accelerator.num_processes, self.config.noise_dim)
         return self.local(torch.randn(shape, generator=self.random.device, device=self.device))
 
@@ -354,8 +369,12 @@ def matching_losses(
             network = pool.advance()
         real_logits, real_feature = network(normalise(to_unit(images)))
         fake_logits, fake_feature = network(normalise(to_unit(fake)))
-        sums["global"] += float(global_loss(fake_logits, real_logits, reductions.get("global_reduction", "logsoftmax_mean")))
-        sums["local"] += float(local_loss(fake_feature, real_feature, reductions.get("local_reduction", "batchmean_sum")))
+        sums["global"] += float(
+            global_loss(fake_logits, real_logits, reductions.get("global_reduction", "logsoftmax_mean"))
+        )
+        sums["local"] += float(
+            local_loss(fake_feature, real_feature, reductions.get("local_reduction", "batchmean_sum"))
+        )
     return {name: total / n for name, total in sums.items()}
 
 

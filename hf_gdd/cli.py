@@ -1,0 +1,210 @@
+"""The command line, made from the same dataclasses as the Python interface."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, subcommand
+
+from hf_gdd.builder import load_distilled_dataset
+from hf_gdd.evaluation import as_images, baselines, evaluate
+from hf_gdd.generators.auto import AutoGenerator
+from hf_gdd.generators.base import Sampling
+from hf_gdd.hub import CONFIG_NAME
+from hf_gdd.logs import NonFiniteLossError
+from hf_gdd.progress import Interrupted
+from hf_gdd.report import Report
+from hf_gdd.runs import read_run
+from hf_gdd.trainers.global_local import GlobalLocalConfig, GlobalLocalTrainer
+
+ABOUT = """Distil an image data set into a generator, and a generator into a training set of any size.
+
+  hf-gdd distill --dataset digits --preset tiny --output-dir runs/digits
+  hf-gdd materialize runs/digits/generator --ipc 10 --output-dir distilled
+  hf-gdd evaluate runs/digits/generator --dataset digits --ipc 10 --networks convnet2 --recipe tiny
+"""
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Train a generator on an image data set.
+
+    A run stopped by Ctrl-C, a signal or a crash goes on when the same command is given again. Its folder holds
+    run.yaml (from which --config repeats it), metrics.jsonl, losses.png, samples, checkpoints and, at the end, the
+    generator. Images, columns and classes are checked before anything is trained.
+
+    Attributes:
+        dataset: `digits` (bundled), a folder that `datasets.load_dataset` reads, or a Hub id; its train split is used.
+        output_dir: folder of the run; runs/<data set>-<method>-<preset> if not given.
+        config: the run.yaml of an earlier run, or its folder, to repeat it; single options still override it.
+        settings: of the method.
+
+    """
+
+    dataset: str
+    output_dir: str | None = None
+    config: str | None = None
+    settings: OmitArgPrefixes[GlobalLocalConfig] = field(default_factory=GlobalLocalConfig)
+
+    def __call__(self) -> None:
+        """Train, and say where the generator is."""
+        name = f"{Path(self.dataset).name}-{self.settings.method}-{self.settings.preset}"
+        folder = Path(self.output_dir or Path("runs") / name)
+        trainer = GlobalLocalTrainer(self.dataset, config=self.settings, output_dir=folder)
+        trainer.fit()
+        rates = {record["stage"]: record["images_per_second"] for record in trainer.run.records()}
+        speed = ", ".join(f"{stage} {rate:,.0f} images/s" for stage, rate in rates.items())
+        print(f"Trained in {trainer.at.seconds:,.0f} s on {trainer.device} ({speed}).")
+        print(f"Generator: {folder / 'generator'}. Pictures: {folder / 'samples'}, {folder / 'losses.png'}.")
+
+
+@dataclass(frozen=True)
+class Materialize:
+    """Turn a generator into training sets: one Parquet folder for each IPC, which `datasets.load_dataset` reads.
+
+    Attributes:
+        generator: folder or Hub repo id of a generator.
+        ipc: images per class; several give several sets. A smaller set is the beginning of a larger one.
+        output_dir: each set goes to <output_dir>/ipc<N>-seed<S>/train.parquet.
+        seed: another seed gives other images.
+        truncation: factor on the noise; under 1 trades variety for typical images.
+        revision: branch, tag or commit of the repo.
+        num_proc: processes; each makes a part of the classes.
+
+    """
+
+    generator: Positional[str]
+    ipc: tuple[int, ...] = (10,)
+    output_dir: str = "distilled"
+    seed: int = 0
+    truncation: float = 1.0
+    revision: str | None = None
+    num_proc: int | None = None
+
+    def __call__(self) -> None:
+        """Make the sets, and say how to load them."""
+        generator = AutoGenerator.from_pretrained(self.generator, revision=self.revision)
+        sampling = Sampling(truncation=self.truncation)
+        for ipc in self.ipc:
+            data = load_distilled_dataset(generator, ipc=ipc, seed=self.seed, sampling=sampling, num_proc=self.num_proc)
+            folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            data.to_parquet(folder / "train.parquet")
+            print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Train networks on a generator's images, or on a distilled data set, and test them on real images.
+
+    Prints one table with random real subsets of the same IPC and the full data, and writes it to report.json, in the
+    generator's own folder if it is a local one.
+
+    Attributes:
+        source: folder or Hub repo id of a generator, or a distilled data set.
+        dataset: the real data set: its train split gives the baselines, its test split the test.
+        ipc: images per class, for a generator; several give several rows.
+        protocol: `fixed` is one set of IPC images per class; `dynamic` is that many fresh ones every epoch, as IPC is
+            meant in the papers on generators; `dynamic-best5-test` also keeps the best of five looks at the test set.
+        networks: architectures, such as convnet3, resnet18-dd, alexnet, vgg11.
+        n: networks of each architecture.
+        recipe: of their training: `paper`, or `tiny` for the 8x8 digits.
+        seed: of the images and of the first network.
+        test_split: name of the real test split.
+        revision: branch, tag or commit of the generator's repo.
+        image_column: the real data set's image column, if it has several.
+        label_column: the real data set's label column, if it has several.
+        output: where to write the report as JSON.
+
+    """
+
+    source: Positional[str]
+    dataset: str
+    ipc: tuple[int, ...] = (10,)
+    protocol: tuple[Literal["fixed", "dynamic", "dynamic-best5-test"], ...] = ("fixed",)
+    networks: tuple[str, ...] = ("convnet3",)
+    n: int = 5
+    recipe: Literal["paper", "tiny"] = "paper"
+    seed: int = 0
+    test_split: str = "test"
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    output: str | None = None
+
+    def __call__(self) -> None:
+        """Evaluate, print the table, write the report."""
+        folder = Path(self.source)
+        is_generator = (folder / CONFIG_NAME).is_file() or not folder.is_dir()
+        train = AutoGenerator.from_pretrained(self.source, revision=self.revision) if is_generator else self.source
+        ipcs = self.ipc if is_generator else (None,)
+        size = train.image_shape[-1] if is_generator else None
+        columns = {"image_column": self.image_column, "label_column": self.label_column, "image_size": size}
+        real, test = (as_images(self.dataset, split, **columns) for split in ("train", self.test_split))
+        shared = {"networks": self.networks, "n": self.n, "recipe": self.recipe, "seed": self.seed}
+        cells = [(ipc, protocol) for ipc in ipcs for protocol in self.protocol]
+        reports = [
+            evaluate(train, test, real=real, ipc=ipc, protocol=protocol, with_baselines=False, **shared)
+            for ipc, protocol in cells
+        ]
+        seen = tuple(dict.fromkeys(result.ipc for report in reports for result in report.results))
+        report = Report.merge([*reports, baselines(real, test, ipcs=seen, **shared)])
+        print(report.markdown())
+        output = Path(self.output) if self.output else (folder if folder.is_dir() else Path()) / "report.json"
+        report.save(output)
+        print(f"Report: {output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 if the run failed, 2 for bad input, 128 + n after signal n."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        _parse(argv)()
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: list[str]) -> Callable[[], None]:
+    defaults = _distill_defaults(argv[1:] if argv[:1] == ["distill"] else [])
+    commands = (
+        Annotated[Distill, subcommand("distill", default=defaults, prefix_name=False)]
+        | Annotated[Materialize, subcommand("materialize", prefix_name=False)]
+        | Annotated[Evaluate, subcommand("evaluate", prefix_name=False)]
+    )
+    return tyro.cli(commands, prog="hf-gdd", args=argv, description=ABOUT)
+
+
+def _distill_defaults(argv: list[str]) -> Distill:
+    """What --preset or --config say, which the other options then override.
+
+    Raises:
+        ValueError: the config is not of a run of this trainer, or the data set has changed since.
+
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    first.add_argument("--config")
+    chosen, _ = first.parse_known_args(argv)
+    if chosen.config is None:
+        presets = GlobalLocalTrainer.presets
+        settings = presets.get(chosen.preset, presets["paper"])  # a wrong name is refused later, with all else
+        return Distill(dataset=tyro.MISSING, settings=settings)
+    if chosen.preset is not None:
+        raise ValueError("Pass --config or --preset, not both: each says what all other options default to.")
+    run = read_run(chosen.config)
+    settings = GlobalLocalTrainer.config_from(run)
+    return Distill(dataset=run.get("dataset") or tyro.MISSING, config=chosen.config, settings=settings)
