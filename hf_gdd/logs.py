@@ -74,4 +74,4 @@ class MetricsLog:
     def draw(self) -> None:
         """Draw the curves of everything logged so far."""
         if self.write and (records := self.run.records()):
-            curves(records, self.run.path / "losses.png", title=str(self.run.path))
+            curves(records, self.run.path / "losses.png", title=self.run.path.name)

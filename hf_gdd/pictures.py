@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 CELL_PX = 56
 
 
-def image_grid(images: Tensor, columns: int) -> "Image":
-    """Lay out uint8 images [N, C, H, W] in rows of `columns`, small ones enlarged without smoothing."""
-    from PIL import Image
+def image_grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> "Image":
+    """Lay out uint8 images [N, C, H, W] in rows of `columns`, small ones enlarged without smoothing.
+
+    With `row_names`, each row begins with its name.
+    """
+    from PIL import Image, ImageDraw
 
     images = images.cpu()
     zoom = max(1, CELL_PX // images.shape[-1])
@@ -26,7 +29,16 @@ def image_grid(images: Tensor, columns: int) -> "Image":
     missing = -len(images) % columns
     images = torch.cat([images, images.new_full((missing, *images.shape[1:]), 255)])
     rows = images.unflatten(0, (-1, columns))  # [rows, columns, 3, h, w]
-    return Image.fromarray(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).contiguous().numpy())
+    picture = Image.fromarray(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).contiguous().numpy())
+    if not row_names:
+        return picture
+    margin = 10 + max(int(ImageDraw.Draw(picture).textlength(name)) for name in row_names)
+    framed = Image.new("RGB", (picture.width + margin, picture.height), "white")
+    framed.paste(picture, (margin, 0))
+    draw, height = ImageDraw.Draw(framed), images.shape[-2]
+    for row, name in enumerate(row_names):
+        draw.text((margin - 5, height * row + height // 2), name, fill="black", anchor="rm")
+    return framed
 
 
 def curves(records: Sequence[Mapping[str, float | str]], path: str | Path, title: str = "") -> None:

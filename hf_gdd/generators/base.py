@@ -208,7 +208,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         """A picture of the first images of every class, a class a row."""
         labels = torch.arange(self.num_classes).repeat_interleave(GRID_COLUMNS)
         columns = torch.arange(GRID_COLUMNS).repeat(self.num_classes)
-        return image_grid(self.sample(labels, columns, seed), GRID_COLUMNS)
+        return image_grid(self.sample(labels, columns, seed), GRID_COLUMNS, self.class_names)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write config.json, safetensors, grid.png and, if it was evaluated, report.json."""
