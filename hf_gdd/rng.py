@@ -55,11 +55,19 @@ def noise(seed: int, labels: Tensor, indices: Tensor, shape: tuple[int, ...], st
 
 
 class Random:
-    """The random draws of a training run, resumable: one generator on the device, one on the host for decisions."""
+    """The random draws of a training run, resumable: one generator on the device, one on the host for decisions.
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self.device = torch.Generator(device).manual_seed(seed)
-        self.host = torch.Generator().manual_seed(seed + 1)
+    Args:
+        seed: of the run.
+        device: where tensors are drawn.
+        stream: separates several sequences of one run.
+
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu", stream: int = 0) -> None:
+        first = seed * 1_000_003 + 2 * stream  # far apart, so that neighbouring seeds share no sequence
+        self.device = torch.Generator(device).manual_seed(first)
+        self.host = torch.Generator().manual_seed(first + 1)
 
     def integer(self, high: int) -> int:
         """An integer in [0, high), on the host, without waiting for the device."""

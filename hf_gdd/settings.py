@@ -1,13 +1,15 @@
 """What a training is told: the settings every method shares, checked before any work."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
 from accelerate.tracking import get_available_trackers
 
 # Settings that change what is written down, never what is computed: a run may be resumed with others.
 BOOKKEEPING = ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "trackers")
+
+Config = TypeVar("Config", bound="TrainingConfig")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,23 @@ class TrainingConfig:
         missing = set(self.trackers) - {str(tracker.value) for tracker in get_available_trackers()}
         if missing:
             raise ValueError(f"Tracker {', '.join(sorted(missing))} is not installed: pip install it, or leave it out.")
+
+    def changed(self: Config, **overrides: Any) -> Config:
+        """A copy with single settings replaced.
+
+        Raises:
+            ValueError: unknown setting, or a value out of range.
+
+        """
+        known = [f.name for f in fields(self)]
+        if unknown := sorted(overrides.keys() - set(known)):
+            raise ValueError(f"Unknown setting {', '.join(unknown)}; {type(self).__name__} has {', '.join(known)}.")
+        return replace(self, **overrides)
+
+    @classmethod
+    def from_identity(cls: type[Config], values: Mapping[str, Any]) -> Config:
+        """The settings that `identity` wrote down."""
+        return cls().changed(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
     def identity(self) -> dict[str, Any]:
         """What is computed, as primitives."""

@@ -5,8 +5,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,7 +76,6 @@ class Trainer:
         self.random, self.at = Random(self.config.seed, self.device), Place()
         self.logging = False
         self.run = RunFolder(output_dir, self.identity())
-        self.run.check()
 
     @classmethod
     def configure(cls, preset: str, config: TrainingConfig | None = None, **overrides: Any) -> TrainingConfig:
@@ -94,28 +93,19 @@ class Trainer:
                 f"{cls.__name__} needs a {cls.config_class.__name__}, not a {type(config).__name__}: "
                 "is the config another method's?"
             )
-        cls._check_fields(overrides)
-        return replace(config, **overrides)
-
-    @classmethod
-    def _check_fields(cls, names: Iterable[str]) -> None:
-        known = [f.name for f in fields(cls.config_class)]
-        unknown = sorted(set(names) - set(known))
-        if unknown:
-            raise ValueError(f"Unknown setting {', '.join(unknown)}; {cls.__name__} has {', '.join(known)}.")
+        return config.changed(**overrides)
 
     @classmethod
     def config_from(cls, run: Mapping[str, Any]) -> TrainingConfig:
         """The config that a run's file describes.
 
         Raises:
-            ValueError: it is of another trainer, or has fields that this version does not know.
+            ValueError: it is of another trainer, or has settings that this version does not know.
 
         """
         if run["trainer"] != cls.__name__:
             raise ValueError(f"The config is of a {run['trainer']}, not a {cls.__name__}: use that method's command.")
-        cls._check_fields(run["config"])
-        return cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in run["config"].items()})
+        return cls.config_class.from_identity(run["config"])
 
     # What a method writes.
 
@@ -174,10 +164,11 @@ class Trainer:
         return self._save(self.to_generator() if validate is None else self._load_best())
 
     def _open(self, hold_out: bool) -> None:
-        """Claim the folder, build everything, and return to the last checkpoint if there is one."""
+        """Check the folder, build everything, claim the folder, and return to the last checkpoint if there is one."""
         if hold_out:
             self.data, self.held_out = self.data.split(self.config.validation_fraction, seed=self.config.seed)
             self.run.identity["held_out"] = self.config.validation_fraction
+        self.run.check()
         self.batches = Batches(len(self.data), self.random)
         self.tracked = {"random": self.random, "batches": self.batches, "at": self.at, **self.setup()}
         if self.main:

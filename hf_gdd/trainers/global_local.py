@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,6 @@ from hf_gdd.generators.base import Generator
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
 from hf_gdd.images import ImageTensors, to_tanh, to_unit
 from hf_gdd.losses import (
-    ADVERSARIAL,
-    GLOBAL,
-    LOCAL,
     discriminator_adversarial,
     generator_adversarial,
     global_loss,
@@ -31,139 +27,20 @@ from hf_gdd.networks import build_network, network_name
 from hf_gdd.pool import ModelPool
 from hf_gdd.rng import Random
 from hf_gdd.runs import load_state, read_run, stage_file
-from hf_gdd.settings import Stage, TrainingConfig, require_choice, require_positive
+from hf_gdd.settings import Stage
+from hf_gdd.trainers.global_local_config import PRESETS, GlobalLocalConfig
 from hf_gdd.training import Trainer
 
-METHODS = ("global-local", "dim", "cgan", "cgan-continued")
 GAN, MATCH = "gan", "match"
 # What shapes the first stage: a run may start from another's only if these are equal.
 GAN_SETTINGS = ("seed", "width", "noise_dim", "adversarial", "penalty_weight", "class_on_fakes", "ema_decay")
-
-
-@dataclass(frozen=True)
-class GlobalLocalConfig(TrainingConfig):
-    """Settings of the GAN stage and the matching stage; the defaults are the papers', or DiM's where they are silent.
-
-    Attributes:
-        preset: where the other defaults come from: `paper` is for a GPU, `lite` for a patient CPU, `tiny` for digits.
-        method: `global-local`; `dim` matches logits only; `cgan` stops before matching; `cgan-continued` goes on
-            with all matching weights at zero, the control that any gain of matching must be measured against.
-        width: channels of generator and discriminator.
-        noise_dim: random entries of the generator's input.
-        adversarial: `wgan-gp`, as the public DiM code runs it, or `minimax`, Eq. 4 of Li et al.
-        penalty_weight: of the gradient penalty of `wgan-gp`.
-        class_on_fakes: whether the discriminator also learns classes from generated images (ACGAN).
-        ema_decay: of the averaged generator that is saved; 0 saves the last one.
-        gan_epochs: length of the first stage.
-        gan_batch_size: of the first stage.
-        gan_lr: Adam's rate in the first stage.
-        match_epochs: length of the second stage.
-        match_batch_size: of the second stage.
-        match_lr: Adam's rate in the second stage.
-        global_weight: of the distance between logits.
-        local_weight: of the distance between intermediate features.
-        global_reduction: its form, see `hf_gdd.losses.GLOBAL`.
-        local_reduction: its form, see `hf_gdd.losses.LOCAL`.
-        match_augment: augmentation shared by real and generated images.
-        pool: names of the networks that images are matched in; in Python also callables, see `build_network`.
-        inner_steps: steps of the pool's network on real data before each matching.
-        pool_refresh: matchings before a fresh network; one epoch if None.
-        start_from: folder of a finished run whose first stage replaces this one's.
-
-    """
-
-    preset: Literal["paper", "lite", "tiny"] = "paper"
-    method: Literal["global-local", "dim", "cgan", "cgan-continued"] = "global-local"
-    width: int = 196
-    noise_dim: int = 90
-    adversarial: Literal["wgan-gp", "minimax"] = "wgan-gp"
-    penalty_weight: float = 10.0
-    class_on_fakes: bool = True
-    ema_decay: float = 0.0
-    gan_epochs: int = 150
-    gan_batch_size: int = 128
-    gan_lr: float = 1e-4
-    match_epochs: int = 100
-    match_batch_size: int = 64
-    match_lr: float = 5e-6
-    global_weight: float = 0.01
-    local_weight: float = 0.001
-    global_reduction: Literal["logsoftmax_mean", "logit_mean", "logit_sum"] = "logsoftmax_mean"
-    local_reduction: Literal["batchmean_sum", "paired_mean", "paired_sum", "paired_sum_batchmean"] = "batchmean_sum"
-    match_augment: str = "color_crop_cutout"
-    pool: tuple[str, ...] = ("convnet3", "resnet10-dd", "resnet18-dd")
-    inner_steps: int = 16
-    pool_refresh: int | None = None
-    start_from: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choices = {"method": METHODS, "adversarial": ADVERSARIAL}
-        for name, allowed in (choices | {"global_reduction": GLOBAL, "local_reduction": LOCAL}).items():
-            require_choice(self, name, tuple(allowed))
-        for name in ("width", "noise_dim", "gan_epochs", "gan_batch_size", "gan_lr"):
-            require_positive(self, name)
-        for name in ("match_epochs", "match_batch_size", "match_lr"):
-            require_positive(self, name)
-        if min(self.global_weight, self.local_weight, self.penalty_weight, self.inner_steps) < 0:
-            raise ValueError("Weights and inner_steps must not be negative; 0 switches a term off.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 for none.")
-        if self.pool_refresh is not None:
-            require_positive(self, "pool_refresh")
-        if not self.pool:
-            raise ValueError("The pool is empty: name at least one network.")
-        if self.method == "cgan" and self.start_from:
-            raise ValueError(
-                "method 'cgan' is the first stage alone, so it cannot start from another run's first stage."
-            )
-        Augment(self.match_augment)
-
-    def identity(self) -> dict[str, Any]:
-        """What is computed, as primitives: networks by their names."""
-        return super().identity() | {"pool": [network_name(spec) for spec in self.pool]}
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weights of the matching terms that the method uses."""
-        return {
-            "global": self.global_weight if self.method in ("dim", "global-local") else 0.0,
-            "local": self.local_weight if self.method == "global-local" else 0.0,
-        }
 
 
 class GlobalLocalTrainer(Trainer):
     """Stage `gan` trains a conditional GAN; stage `match` tunes its generator in the networks of a pool."""
 
     config_class = GlobalLocalConfig
-    presets: ClassVar[dict[str, GlobalLocalConfig]] = {
-        "paper": GlobalLocalConfig(),
-        # The published rate and weights move a small generator by next to nothing in a short run: both are scaled.
-        "lite": GlobalLocalConfig(
-            preset="lite",
-            width=64,
-            gan_epochs=20,
-            gan_batch_size=64,
-            match_epochs=4,
-            match_lr=1e-4,
-            inner_steps=4,
-            pool_refresh=200,
-        ),
-        "tiny": GlobalLocalConfig(
-            preset="tiny",
-            width=32,
-            gan_epochs=40,
-            gan_batch_size=64,
-            gan_lr=1e-3,
-            class_on_fakes=False,
-            match_epochs=15,
-            match_lr=2e-4,
-            inner_steps=2,
-            pool=("convnet2",),
-            pool_refresh=50,
-            checkpoint_every=250,
-        ),
-    }
+    presets = PRESETS
     config: GlobalLocalConfig
 
     @property
@@ -196,7 +73,7 @@ class GlobalLocalTrainer(Trainer):
             )
         )
         # The GAN draws from its own sequence, so that runs with other matching see the same noise and batches.
-        self.match_random = Random(config.seed + 1, device)
+        self.match_random = Random(config.seed, device, stream=1)
         self.augment = Augment(config.match_augment)
         self.pool = self._pool()
         tracked = {name: getattr(self, name) for name in ("generator", "discriminator", "optimizer_g", "optimizer_d")}

@@ -1,0 +1,388 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from hf_gdd import classifiers, evaluation
+from hf_gdd.classifiers import (
+    RECIPES,
+    Learner,
+    Normaliser,
+    Recipe,
+    accuracy,
+    epochs_of,
+    find_recipe,
+    fit_classifier,
+)
+from hf_gdd.evaluation import baselines, evaluate
+from hf_gdd.generators.base import Sampling
+from hf_gdd.generators.gan import ConditionalGANGenerator
+from hf_gdd.images import ImageTensors
+from hf_gdd.networks import build_network
+from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
+from hf_gdd.rng import noise
+
+NAMES = ("ant", "bee", "cat")
+SHORT = Recipe(max_steps=5)
+NO_PROBLEM = {"networks": ("convnet1",), "n": 2, "recipe": SHORT, "progress": False}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def toy(per_class=20, seed=0, names=NAMES, size=8, channels=1, contrast=60):
+    """Images of noise, those of a higher class brighter on the whole; a contrast of 5 makes them hard to tell apart."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(names)).repeat(per_class)
+    grain = torch.randint(0, 80, (len(labels), channels, size, size), generator=generator)
+    images = (20 + grain + contrast * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    return ImageTensors(images, labels, names, f"toy{seed}:train", torch.device("cpu"))
+
+
+class Stub:
+    """A generator of noise, and a record of what it was asked for."""
+
+    class_names, image_shape, mean, std = NAMES, (1, 8, 8), (0.4,), (0.2,)
+    num_classes, device, stored_bytes, fingerprint = 3, torch.device("cpu"), 4321, "f" * 64
+    sampling, report, method, seed = Sampling(), None, "stub", 7
+
+    def __init__(self, max_ipc=None, contrast=50):
+        self.max_ipc, self.contrast, self.asked = max_ipc, contrast, []
+
+    def sample(self, labels, indices, seed=0, sampling=None):
+        self.asked.append((seed, list(zip(labels.tolist(), indices.tolist(), strict=True))))
+        grain = noise(seed, labels, indices, self.image_shape)
+        return (60 + self.contrast * labels.view(-1, 1, 1, 1) + 20 * grain).clamp(0, 255).to(torch.uint8)
+
+    def soft_labels(self, labels, indices):
+        return None
+
+
+def normaliser(data):
+    return Normaliser(data.mean, data.std)
+
+
+def learner(data, recipe=SHORT, steps=5, network="convnet1", seed=0):
+    return Learner(build_network(network, data.num_classes, data.shape, seed=seed), normaliser(data), recipe, steps)
+
+
+def random(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# Recipes and training.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, r"Recipe\.epochs is 0; it must be positive"),
+        ({"batch_size": 0}, r"Recipe\.batch_size is 0"),
+        ({"lr": -0.1}, r"Recipe\.lr is -0.1"),
+        ({"max_steps": 0}, r"Recipe\.max_steps is 0; pass a positive number, or None"),
+        ({"schedule": "linear"}, "Unknown schedule 'linear'; choose one of constant, cosine"),
+        ({"augment": "colour"}, "unknown augmentation 'colour'"),
+    ],
+    ids=str,
+)
+def test_recipes_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**change)
+
+
+@pytest.mark.parametrize(("ipc", "batches"), [(1, 1), (10, 2), (50, 8)])
+def test_steps_of_a_recipe(ipc, batches):
+    assert Recipe(batch_size=64).batches(10 * ipc) == batches
+    assert Recipe(epochs=1000, batch_size=64).steps(10 * ipc) == 1000 * batches
+    assert Recipe(epochs=1000, batch_size=64, max_steps=1500).steps(10 * ipc) == min(1000 * batches, 1500)
+
+
+def test_recipes_are_found_by_name():
+    assert find_recipe(None) == find_recipe("paper") == RECIPES["paper"] == Recipe()
+    assert find_recipe("tiny", lr=0.5) == Recipe(max_steps=400, lr=0.5, schedule="cosine", floor=0.97)
+    assert find_recipe(SHORT, epochs=2) == Recipe(max_steps=5, epochs=2)
+    with pytest.raises(ValueError, match="Unknown recipe 'huge'; choose one of paper, tiny"):
+        find_recipe("huge")
+
+
+def test_an_epoch_has_every_image_once_in_batches_of_nearly_equal_size():
+    data, recipe = toy(per_class=7), Recipe(batch_size=8)  # 21 images in 3 batches
+    batches = epochs_of(data, recipe, random())
+    epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
+    every = sorted(image.numpy().tobytes() for image in data.images)
+    for epoch in epochs:
+        assert [len(labels) for _, labels in epoch] == [7, 7, 7]
+        assert sorted(image.numpy().tobytes() for images, _ in epoch for image in images) == every
+    assert not torch.equal(epochs[0][0][0], epochs[1][0][0])
+
+
+def test_separable_classes_are_learned():
+    train, test = toy(seed=0), toy(seed=1)
+    recipe = Recipe(lr=0.05, augment="", batch_size=20)
+    student = learner(train, recipe, 40)
+    before = accuracy(student.network, test, normaliser(train))
+    network = fit_classifier(student, epochs_of(train, recipe, random()), 40, random(1))
+    assert network is student.network
+    assert before < 0.8
+    assert accuracy(network, test, normaliser(train)) == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_learner_resumes_exactly(schedule):
+    data, recipe = toy(), Recipe(schedule=schedule, lr=0.1)
+    first, generator = learner(data, recipe, steps=6, network="resnet10-dd"), random()
+    for _ in range(3):
+        first.step(data.images, data.labels, generator)
+    state, drawn = first.state_dict(), generator.get_state()
+    state = deepcopy(state)
+    second, other = learner(data, recipe, steps=6, network="resnet10-dd", seed=9), random(5)
+    second.load_state_dict(state)
+    other.set_state(drawn)
+    losses = [
+        [float(s.step(data.images, data.labels, g)) for _ in range(3)] for s, g in ((first, generator), (second, other))
+    ]
+    assert losses[0] == losses[1]
+    rate = second.optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(0.1 if schedule == "constant" else 0.0)
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name])
+
+
+class BatchNormed(nn.Sequential):
+    def __init__(self, num_classes, shape):
+        super().__init__(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))
+
+
+def test_accuracy_does_not_depend_on_the_batch_size():
+    """With batch statistics an image would be judged by its neighbours."""
+    data = toy()
+    student = learner(data, Recipe(lr=0.1, augment=""), 100, network=BatchNormed)
+    fit_classifier(student, epochs_of(data, SHORT, random()), 10, random())
+    statistics = student.network.network[1].running_mean.clone()
+    shares = {size: accuracy(student.network, data, normaliser(data), batch_size=size) for size in (1, 7, 1000)}
+    assert len(set(shares.values())) == 1
+    assert shares[7] > 0.5
+    assert torch.equal(student.network.network[1].running_mean, statistics)
+    assert student.network.training
+
+
+def test_accuracy_counts_correct_answers():
+    data = toy(per_class=5)
+
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[0.0, 1.0, 0.0]]).expand(len(x), 3), None
+
+    assert accuracy(Constant(), data, normaliser(data)) == pytest.approx(1 / 3)
+
+
+# Evaluation.
+
+
+def test_a_generator_is_judged_as_its_materialised_set():
+    generator, real, test = Stub(contrast=5), toy(contrast=5), toy(seed=1, contrast=5)
+    labels, indices = torch.arange(3).repeat_interleave(4), torch.arange(4).repeat(3)
+    images = Stub(contrast=5).sample(labels, indices, seed=0)
+    data = ImageTensors(images, labels, NAMES, "made", torch.device("cpu")).to_dataset()
+    settings = NO_PROBLEM | {"real": real, "with_baselines": False, "recipe": Recipe(max_steps=30, lr=0.05)}
+    from_generator = evaluate(generator, test, ipc=4, **settings).results[0]
+    from_data = evaluate(data, test, **settings).results[0]
+    assert from_generator.accuracies == from_data.accuracies
+    assert len(set(from_data.accuracies)) == 2  # or they would tell nothing
+    assert (from_generator.ipc, from_data.ipc) == (4, 4)
+    assert (from_generator.name, from_data.name) == ("stub", "dataset")
+    assert (from_generator.generator_seed, from_data.generator_seed) == (7, None)
+    assert from_data.stored_bytes == from_generator.stored_bytes == 12 * 64
+    assert from_generator.steps == 30
+    assert from_generator.distinct_images == 12
+    assert generator.asked == [(0, list(zip(labels.tolist(), indices.tolist(), strict=True)))]
+
+
+def test_a_real_generator_is_judged():
+    torch.manual_seed(0)
+    generator = ConditionalGANGenerator(NAMES, (1, 8, 8), width=4, training={"method": "dim", "seed": 2})
+    (result,) = evaluate(generator, toy(), ipc=2, protocol="dynamic", **NO_PROBLEM).results
+    assert (result.name, result.generator_seed, result.stored_bytes) == ("dim", 2, generator.stored_bytes)
+    assert all(0 <= share <= 1 for share in result.accuracies)
+
+
+def test_dynamic_shows_fresh_images_in_every_epoch_and_to_every_network():
+    generator, fixed = Stub(), Stub()
+    (result,) = evaluate(generator, toy(), ipc=4, protocol="dynamic", seed=11, **NO_PROBLEM).results
+    evaluate(fixed, toy(), ipc=4, seed=11, **NO_PROBLEM)
+    streams = {}
+    for seed, pairs in generator.asked[1:]:  # the first is the set that an IPC stands for
+        streams.setdefault(seed, []).extend(pairs)
+    assert sorted(streams) == [11, 12]
+    for pairs in streams.values():
+        assert len(pairs) == len(set(pairs)) == 5 * 12
+        assert set(pairs) == {(label, index) for label in range(3) for index in range(5 * 4)}
+        assert set(pairs[:12]) == set(fixed.asked[0][1])
+    assert (result.steps, result.distinct_images, result.stored_bytes) == (5, 60, 4321)
+    assert result.protocol == "dynamic"
+    assert result.seeds == (11, 12)
+
+
+def scripted(monkeypatch, values):
+    """Replace the test by given accuracies; a list of how many steps were taken before each."""
+    taken, looks, step, answers = [], [], Learner.step, iter(values)
+    monkeypatch.setattr(Learner, "step", lambda self, *args: taken.append(self) or step(self, *args))
+    monkeypatch.setattr(evaluation, "accuracy", lambda *args: looks.append(len(taken)) or next(answers))
+    return looks
+
+
+def test_best_of_five_looks_five_times(monkeypatch):
+    looks = scripted(monkeypatch, [0.1, 0.5, 0.3, 0.2, 0.4, 0.9, 0.8, 0.7, 0.6, 0.5])
+    settings = NO_PROBLEM | {"recipe": Recipe(max_steps=12)}
+    (result,) = evaluate(Stub(), toy(), ipc=2, protocol="dynamic-best5-test", **settings).results
+    assert result.accuracies == (0.5, 0.9)
+    assert looks == [2, 4, 7, 9, 12, 14, 16, 19, 21, 24]
+
+
+@pytest.mark.parametrize("protocol", ["fixed", "dynamic"])
+def test_other_protocols_look_once_at_the_end(monkeypatch, protocol):
+    looks = scripted(monkeypatch, [0.1, 0.9])
+    (result,) = evaluate(Stub(), toy(), ipc=2, protocol=protocol, **NO_PROBLEM).results
+    assert looks == [5, 10]
+    assert result.accuracies == (0.1, 0.9)
+
+
+def test_best_of_five_is_no_worse_than_its_last_look():
+    settings = NO_PROBLEM | {"recipe": Recipe(max_steps=20)}
+    test = toy(contrast=5)
+    last, best = (
+        evaluate(Stub(), test, ipc=2, protocol=protocol, **settings).results[0].accuracies
+        for protocol in ("dynamic", "dynamic-best5-test")
+    )
+    assert all(b >= a for a, b in zip(last, best, strict=True))
+
+
+def test_every_run_of_random_real_has_its_own_subset_and_network(monkeypatch):
+    subsets, networks, subset, build = [], [], ImageTensors.subset, build_network
+    monkeypatch.setattr(ImageTensors, "subset", lambda self, *args: subsets.append(args) or subset(self, *args))
+    real, test = toy(), toy(seed=1)
+    judge = evaluation.Judge(test, normaliser(real), ("convnet1",), 3, SHORT, 20, False)
+    monkeypatch.setattr(
+        evaluation, "build_network", lambda *args, seed: networks.append(seed) or build(*args, seed=seed)
+    )
+    (result,) = judge.random_real(real, 2)
+    assert subsets == [(2, 20), (2, 21), (2, 22)]
+    assert networks == [20, 21, 22]
+    assert (result.name, result.ipc, result.distinct_images, result.seeds) == (RANDOM_REAL, 2, 6, (20, 21, 22))
+
+
+def test_the_real_set_gives_normalisation_and_baselines(monkeypatch):
+    seen, normalise = set(), Normaliser.__call__
+    monkeypatch.setattr(Normaliser, "__call__", lambda self, unit: seen.add(self.mean) or normalise(self, unit))
+    real, test = toy(per_class=9), toy(seed=1)
+    report = evaluate(Stub(), test, real=real, ipc=4, **NO_PROBLEM)
+    assert seen == {real.mean}
+    assert report.normalisation == "the real training set"
+    assert [(r.name, r.ipc, r.steps, r.distinct_images) for r in report.results] == [
+        ("stub", 4, 5, 12),
+        (RANDOM_REAL, 4, 5, 12),
+        (FULL_DATA, None, 5, 27),
+    ]
+    assert report.problems == ()
+    assert real.fingerprint[:12] in report.train
+    assert test.fingerprint[:12] in report.test
+
+
+def test_without_the_real_set_the_report_says_what_is_missing(monkeypatch):
+    seen, normalise = set(), Normaliser.__call__
+    monkeypatch.setattr(Normaliser, "__call__", lambda self, unit: seen.add(self.mean) or normalise(self, unit))
+    report = evaluate(Stub(), toy(), ipc=4, **NO_PROBLEM)
+    assert seen == {Stub.mean}
+    assert "the generator's record" in report.normalisation
+    assert [result.name for result in report.results] == ["stub"]
+    assert any("no random-real baseline" in problem for problem in report.problems)
+    seen.clear()
+    data = toy(per_class=4)
+    report = evaluate(data, toy(), **NO_PROBLEM)
+    assert seen == {data.mean}
+    assert report.normalisation == "the evaluated set itself"
+
+
+def test_baselines_can_be_taken_apart_and_merged():
+    real, test = toy(contrast=10), toy(seed=1, contrast=10)
+    together = evaluate(Stub(), test, real=real, ipc=4, **NO_PROBLEM)
+    alone = evaluate(Stub(), test, real=real, ipc=4, with_baselines=False, **NO_PROBLEM)
+    merged = Report.merge([alone, baselines(real, test, ipcs=(4,), **NO_PROBLEM)])
+    assert [(r.cell, r.accuracies) for r in merged.results] == [(r.cell, r.accuracies) for r in together.results]
+    assert merged.problems == ()
+
+
+def test_a_floor_that_full_data_misses_makes_the_report_invalid():
+    real, test = toy(contrast=0), toy(seed=1, contrast=0)
+    settings = NO_PROBLEM | {"recipe": Recipe(max_steps=2, floor=1.0)}
+    report = evaluate(Stub(), test, real=real, ipc=4, **settings)
+    assert not report.valid
+    assert any(problem.startswith("recipe invalid") for problem in report.problems)
+    assert "recipe invalid" in report.markdown()
+    assert evaluate(Stub(), test, real=real, ipc=4, **settings | {"recipe": Recipe(max_steps=2)}).valid
+
+
+def test_the_same_seed_gives_the_same_accuracies():
+    test, settings = toy(seed=1, contrast=5), NO_PROBLEM | {"real": toy(contrast=5), "with_baselines": False}
+
+    def accuracies(seed):
+        return evaluate(Stub(contrast=5), test, ipc=3, protocol="dynamic", seed=seed, **settings).results[0].accuracies
+
+    first = accuracies(0)
+    assert accuracies(0) == first
+    assert accuracies(1)[0] == first[1]  # network i of seed s is network 0 of seed s + i
+    assert first[0] != first[1]
+
+
+def test_every_architecture_has_a_result():
+    report = evaluate(Stub(), toy(), ipc=2, **NO_PROBLEM | {"networks": ("convnet1", BatchNormed), "n": 3})
+    assert [(r.network, len(r.accuracies)) for r in report.results] == [("convnet1", 3), ("BatchNormed", 3)]
+
+
+SHUFFLED = ("bee", "ant", "cat")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "changes", "message"),
+    [
+        (Stub(), toy(), {"ipc": None}, "say how many per class with ipc=10"),
+        (Stub(), toy(), {"ipc": 0}, "ipc is 0; ask for at least 1"),
+        (Stub(), toy(), {"ipc": -3}, "ipc is -3; ask for at least 1"),
+        (Stub(max_ipc=5), toy(), {"ipc": 6}, "ipc is 6, but this generator holds 5"),
+        (
+            Stub(max_ipc=5),
+            toy(),
+            {"ipc": 5, "protocol": "dynamic"},
+            "holds 5 images per class: judge it with protocol='fixed'",
+        ),
+        (Stub(), toy(), {"ipc": 2, "protocol": "best"}, "Unknown protocol 'best'; choose one of fixed, dynamic"),
+        (toy(), toy(), {"protocol": "dynamic"}, "protocol 'dynamic' needs a generator"),
+        (Stub(), toy(), {"ipc": 2, "n": 0}, "n is 0; train at least 1 network"),
+        (Stub(), toy(), {"ipc": 2, "networks": ("convnet1", "convnet33")}, "unknown network 'convnet33'"),
+        (Stub(), toy(), {"ipc": 2, "recipe": "huge"}, "Unknown recipe 'huge'"),
+        (Stub(), toy(names=SHUFFLED), {"ipc": 2}, "Label 0 is 'bee' in .* but 'ant'"),
+        (toy(), toy(names=(*NAMES, "dog")), {}, "Label 3 is 'dog' in .* but None"),
+        (Stub(), toy(), {"ipc": 2, "real": toy(names=SHUFFLED)}, "Label 0 is 'ant' in .* but 'bee'"),
+        (Stub(), toy(size=10), {"ipc": 2}, r"\(1, 10, 10\).*\(1, 8, 8\).*image_size"),
+        (Stub(), toy(), {"ipc": 2, "real": toy(channels=3)}, r"\(1, 8, 8\).*\(3, 8, 8\)"),
+        (Stub(), toy(), {"ipc": 9, "real": toy(per_class=8)}, "has 8 images and needs 9"),
+        (toy(per_class=4), toy(), {"ipc": 50}, "ipc"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_what_would_make_the_result_wrong_is_refused_before_training(monkeypatch, train, test, changes, message):
+    monkeypatch.setattr(classifiers.Learner, "step", lambda *args: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        evaluate(train, test, **NO_PROBLEM | changes)
+
+
+def test_baselines_refuse_an_ipc_that_the_real_set_cannot_give_before_training(monkeypatch):
+    monkeypatch.setattr(classifiers.Learner, "step", lambda *args: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="has 8 images and needs 9"):
+        baselines(toy(per_class=8), toy(), ipcs=(2, 9), **NO_PROBLEM)

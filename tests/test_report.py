@@ -1,0 +1,194 @@
+import json
+import statistics
+from dataclasses import asdict, replace
+
+import pytest
+
+from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
+
+
+def result(name="ours", accuracies=(0.5, 0.7), **changes):
+    values = {
+        "name": name,
+        "protocol": "fixed",
+        "network": "convnet3",
+        "ipc": 10,
+        "accuracies": accuracies,
+        "seeds": tuple(range(len(accuracies))),
+        "generator_seed": None,
+        "steps": 1000,
+        "distinct_images": 12_345,
+        "stored_bytes": 2048,
+        "seconds": 1.5,
+    }
+    return Result(**values | changes)
+
+
+def report(*results, **changes):
+    values = {
+        "train": "digits:train (abc)",
+        "test": "digits:test (def)",
+        "recipe": {"lr": 0.01, "floor": 0.9},
+        "normalisation": "the real training set",
+        "device": "CPU",
+        "versions": {"torch": "2"},
+    }
+    return Report(results=results, **values | changes)
+
+
+def rows(markdown):
+    """The cells of every line of the table under its header."""
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    header, ruler, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    assert set(ruler) == {"---"}
+    assert {len(cells) for cells in body} == {len(header)}
+    return [dict(zip(header, cells, strict=True)) for cells in body]
+
+
+def test_a_saved_report_is_loaded_as_it_was(tmp_path):
+    saved = report(result(generator_seed=3), result(FULL_DATA, ipc=None), result(RANDOM_REAL))
+    saved.save(tmp_path / "report.json")
+    loaded = Report.load(tmp_path / "report.json")
+    assert loaded == saved
+    assert asdict(loaded) == asdict(saved)
+    assert isinstance(loaded.results[0].accuracies, tuple)
+    assert isinstance(loaded.results[0].seeds, tuple)
+    assert json.loads((tmp_path / "report.json").read_text())["results"][0]["accuracies"] == [0.5, 0.7]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no json",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"3",
+        b"{}",
+        b'{"results": 5}',
+        b'{"results": []}',
+        b'{"results": [{"name": "ours"}]}',
+        b'{"results": [], "depth": 3}',
+    ],
+    ids=str,
+)
+def test_garbage_is_refused(tmp_path, content):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"report\.json is not a report of this version of hf_gdd"):
+        Report.load(tmp_path / "report.json")
+
+
+def test_mean_and_sample_deviation():
+    assert result(accuracies=(0.5, 0.6, 0.9)).mean == pytest.approx(2 / 3)
+    assert result(accuracies=(0.5, 0.6, 0.9)).std == pytest.approx(statistics.stdev([0.5, 0.6, 0.9]))
+    assert result(accuracies=(0.5,)).std == 0
+
+
+def test_merging_joins_the_results_in_order():
+    first, second, third = result("a"), result("b"), result("c")
+    merged = Report.merge([report(first), report(second, third)])
+    assert merged == report(first, second, third)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": "other"},
+        {"test": "other"},
+        {"recipe": {"lr": 0.02, "floor": 0.9}},
+        {"normalisation": "other"},
+        {"device": "GPU"},
+        {"versions": {"torch": "3"}},
+    ],
+    ids=str,
+)
+def test_reports_of_other_circumstances_do_not_merge(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"differ in '{name}' cannot be merged"):
+        Report.merge([report(result("a")), report(result("b"), **change)])
+
+
+def test_nothing_does_not_merge():
+    with pytest.raises(ValueError, match="no reports to merge"):
+        Report.merge([])
+
+
+def test_deviations_over_networks_and_between_generators_are_kept_apart():
+    """Generators of means 50, 60 and 70 %, their networks 2, 4 and 6 points apart."""
+    results = [
+        result(accuracies=(0.49, 0.51), generator_seed=0, seconds=1.0),
+        result(accuracies=(0.58, 0.62), generator_seed=1, seconds=2.0),
+        result(accuracies=(0.67, 0.73), generator_seed=2, seconds=4.0),
+    ]
+    (row,) = rows(report(*results).markdown())
+    within = statistics.fmean(100 * d * 2**0.5 / 2 for d in (0.02, 0.04, 0.06))
+    assert row["accuracy %"] == f"60.0 ± {within:.1f} (between 10.0)" == "60.0 ± 2.8 (between 10.0)"
+    assert (row["nets"], row["generators"], row["seconds"]) == ("2", "3", "7")
+    assert (row["distinct images"], row["stored"], row["steps"]) == ("12,345", "2 KiB", "1,000")
+
+
+def test_one_generator_has_no_deviation_between():
+    (row,) = rows(report(result(accuracies=(0.49, 0.51), generator_seed=0)).markdown())
+    assert (row["accuracy %"], row["generators"]) == ("50.0 ± 1.4", "1")
+    (row,) = rows(report(result(accuracies=(0.5,))).markdown())
+    assert (row["accuracy %"], row["generators"], row["nets"]) == ("50.0 ± 0.0", "-", "1")
+
+
+def test_every_cell_has_a_row_of_its_own():
+    base = result()
+    others = [replace(base, **c) for c in ({"name": "b"}, {"protocol": "dynamic"}, {"network": "vgg11"}, {"ipc": 50})]
+    table = rows(report(base, *others, result(FULL_DATA, ipc=None)).markdown())
+    assert [(r["method"], r["protocol"], r["network"], r["IPC"]) for r in table] == [
+        ("ours", "fixed", "convnet3", "10"),
+        ("b", "fixed", "convnet3", "10"),
+        ("ours", "dynamic", "convnet3", "10"),
+        ("ours", "fixed", "vgg11", "10"),
+        ("ours", "fixed", "convnet3", "50"),
+        (FULL_DATA, "fixed", "convnet3", "all"),
+    ]
+
+
+def test_the_circumstances_stand_under_the_table():
+    text = report(result()).markdown()
+    for part in ("digits:train (abc)", "digits:test (def)", "lr 0.01", "the real training set", "CPU", "torch 2"):
+        assert part in text
+
+
+def test_a_missing_baseline_is_named():
+    problem = "no random-real baseline at the same IPC: pass real= to evaluate"
+    for lacking in (
+        report(result()),
+        report(result(), result(RANDOM_REAL, ipc=50)),
+        report(result(), result(RANDOM_REAL, network="vgg11")),
+    ):
+        assert lacking.problems == (problem,)
+        assert lacking.valid
+        assert f"**{problem}**" in lacking.markdown()
+        assert problem.upper() in str(lacking)
+    complete = report(result(), result(RANDOM_REAL))
+    assert complete.problems == ()
+    assert "**" not in complete.markdown()
+    assert report(result(FULL_DATA, (0.95,), ipc=None)).problems == ()
+
+
+def test_a_recipe_too_weak_makes_the_report_invalid():
+    weak = report(result(), result(RANDOM_REAL), result(FULL_DATA, (0.8, 0.9), ipc=None))
+    assert weak.problems == ("recipe invalid: convnet3 reaches 85.0% on full data, under its floor of 90.0%",)
+    assert not weak.valid
+    assert weak.problems[0] in weak.markdown()
+    assert "RECIPE INVALID" in str(weak)
+    assert report(result(), result(RANDOM_REAL), result(FULL_DATA, (0.9, 0.9), ipc=None)).valid
+
+
+def test_results_are_found_by_name_and_fields():
+    a, b, c = result(ipc=1), result(ipc=10), result("other", ipc=10)
+    found = report(a, b, c)
+    assert found.find("ours") == [a, b]
+    assert found.find("ours", ipc=10) == [b]
+    assert found.find("ours", ipc=10, network="vgg11") == []
+
+
+def test_the_line_a_person_reads():
+    line = str(report(result(accuracies=(0.49, 0.51)), result(RANDOM_REAL), result(FULL_DATA, (0.95,), ipc=None)))
+    assert "ours IPC 10 fixed 50.0±1.4 (convnet3, n=2)" in line
+    assert "full data fixed 95.0±0.0 (convnet3, n=1)" in line
+    assert line.endswith("[CPU]")
