@@ -2,7 +2,9 @@
 
 Every operation is a pure function `op(x, u)` of images x, float [B, C, H, W] in the normalised range, and
 uniform numbers u in [0, 1), float32 [n, k], where n is B (a row an image) or 1 (a row for all). Two calls
-with the same u are siamese augmentation: real and synthetic images share every draw. Source: methods 3.
+with the same u are siamese augmentation: real and synthetic images share every draw.
+
+Source: DSA (Zhao & Bilen, 2021, arXiv 2102.08259).
 """
 
 import math
@@ -128,7 +130,8 @@ class Augment:
     """A policy such as "color_crop_cutout"; "" leaves images as they are.
 
     In this order, each only if listed: flip; brightness, saturation and contrast for "color"; one of crop,
-    scale and rotate, the same one for the whole call; cutout. Source: methods 3, the composition of DiM.
+    scale and rotate, the same one for the whole call; cutout. Source: the composition of
+    the public DiM code (Gu et al., 2023).
 
     Raises:
         ValueError: the policy names an unknown operation.

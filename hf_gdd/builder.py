@@ -36,6 +36,17 @@ def check_ipc(generator: Generator, ipc: int) -> None:
         raise ValueError(f"ipc is {ipc}, but this generator holds {generator.max_ipc} images per class: ask for fewer.")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that the noise cannot take.
+
+    Raises:
+        ValueError: it lies outside [0, 2**63).
+
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must lie in [0, 2**63).")
+
+
 @dataclass
 class DistilledConfig(datasets.BuilderConfig):
     """Identity of a materialised set, and the means of making it.
@@ -59,7 +70,7 @@ class DistilledConfig(datasets.BuilderConfig):
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
         """Name of the cache folder: only what decides the pixels."""
-        digest = datasets.fingerprint.Hasher.hash([self.fingerprint, self.sampling])
+        digest = datasets.fingerprint.Hasher.hash([self.fingerprint, self.sampling, list(self.generator.class_names)])
         return f"ipc{self.ipc}-seed{self.seed}-{digest}"
 
 
@@ -83,6 +94,9 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
         batch_size: int = DEFAULT_BATCH,
     ) -> None:
         check_ipc(generator, ipc)
+        check_seed(seed)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be positive.")
         sampling = sampling or generator.sampling
         super().__init__(
             cache_dir=cache_dir,
@@ -154,6 +168,7 @@ class DistilledStream(torch.utils.data.IterableDataset):
         sampling: Any = None,
     ) -> None:
         check_ipc(generator, ipc)
+        check_seed(seed)
         if generator.max_ipc is not None:
             raise ValueError(f"This generator holds {generator.max_ipc} images per class, no stream: materialise it.")
         batch_size = DEFAULT_BATCH if batch_size is None else batch_size
@@ -261,8 +276,9 @@ def load_distilled_dataset(
         return DistilledStream(generator, ipc, seed, batch_size, sampling)
     if num_proc is not None and num_proc > 1 and generator.device.type != "cpu":
         raise ValueError("num_proc needs a generator on the CPU: forked processes cannot share a GPU.")
+    batch_size = DEFAULT_BATCH if batch_size is None else batch_size
     builder = GenerativeDistilledDataset(
-        generator, ipc, seed, sampling=sampling, cache_dir=cache_dir, batch_size=batch_size or DEFAULT_BATCH
+        generator, ipc, seed, sampling=sampling, cache_dir=cache_dir, batch_size=batch_size
     )
     builder.download_and_prepare(num_proc=num_proc)
     return builder.as_dataset(split=split)

@@ -169,6 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

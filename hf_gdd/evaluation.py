@@ -77,7 +77,13 @@ def evaluate(
         if other is not None:
             _check_comparable(test, other)
 
+    if generator is None and ipc is not None and set(data.class_counts) != {ipc}:
+        raise ValueError(
+            f"ipc is {ipc}, but {data.source} does not hold that many images of every class: leave ipc out."
+        )
     ipc = ipc or len(data) // data.num_classes
+    if real is not None and with_baselines:
+        real.require_ipc(ipc)
     normalise, origin = _normaliser(generator, data, real)
     judge = Judge(test, normalise, tuple(networks), n, find_recipe(recipe), seed, progress)
     row = {"name": name or getattr(generator, "method", "dataset"), "protocol": protocol, "ipc": ipc}
@@ -112,6 +118,8 @@ def baselines(
     """Random-real subsets at each IPC and the full data, once for many reports; see `evaluate` and `Report.merge`."""
     real, test = as_images(real, "train", device), as_images(test, "test", device)
     _check_comparable(test, real)
+    for ipc in ipcs:
+        real.require_ipc(ipc)
     normalise, origin = _normaliser(None, real, real)
     judge = Judge(test, normalise, tuple(networks), n, find_recipe(recipe), seed, progress)
     results = [result for ipc in ipcs for result in judge.random_real(real, ipc)]

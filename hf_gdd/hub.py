@@ -66,15 +66,10 @@ def read_config(folder: Path, expected: str | None = None) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     try:
         config = json.loads(path.read_text())
-        name, version = config["_class_name"], int(config.get("format_version", 0))
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:
+        name, version = config["_class_name"], config.get("format_version", 0)
+        if not isinstance(name, str) or not isinstance(version, int):
+            raise TypeError(f"_class_name {name!r}, format_version {version!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(f"{path} is not the config of a generator ({error!r}). Fetch or save it again.") from error
     if expected and name != expected:
         raise LoadError(

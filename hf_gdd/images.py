@@ -191,9 +191,7 @@ class ImageTensors:
         Raises:
             ValueError: `ipc` is under 1, or a class has fewer images.
         """
-        if ipc < 1:
-            raise ValueError(f"ipc={ipc} images of each class make no data set: pass ipc=1 or more.")
-        self._require_per_class(ipc, f"for ipc={ipc}; pass a smaller ipc")
+        self.require_ipc(ipc)
         return self._rows(self._draw([ipc] * self.num_classes, seed), f"[random {ipc} per class, seed {seed}]")
 
     def check_same_classes(self, other: ImageTensors) -> None:
@@ -216,6 +214,12 @@ class ImageTensors:
                 f"Images of {self.source} are {width}x{height} pixels, but training needs squares of "
                 f"{MIN_SIZE} to {MAX_SIZE}: load them with image_size=32, say."
             )
+
+    def require_ipc(self, ipc: int) -> None:
+        """Raise ValueError unless `subset(ipc, ...)` can be drawn."""
+        if ipc < 1:
+            raise ValueError(f"ipc={ipc} images of each class make no data set: pass ipc=1 or more.")
+        self._require_per_class(ipc, f"for ipc={ipc}; pass a smaller ipc")
 
     def _require_per_class(self, needed: int, purpose: str) -> None:
         for name, count in zip(self.class_names, self.class_counts, strict=True):

@@ -36,7 +36,8 @@ def build_network(spec: NetworkSpec, num_classes: int, shape: Shape, seed: int |
     Raises:
         ValueError: the name is unknown, or the user's module does not return what is described above.
 
-    Source: methods 2.4 (`convnet`), 2.5 (`-dd`: DiM's pool), 2.6 (`-dc`, `alexnet`, `vgg11`), 6.3 (feature).
+    Source: `convnet` and the `-dc` family, `alexnet` and `vgg11` are the networks of the public DC code (Zhao et al.,
+    2021, arXiv 2006.05929); the `-dd` family is the pool of the public DiM code (Gu et al., 2023, arXiv 2303.04707).
     """
     if isinstance(spec, str) and spec not in _BUILDERS:
         close = difflib.get_close_matches(spec, _BUILDERS, n=1)

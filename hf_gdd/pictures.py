@@ -22,7 +22,7 @@ def image_grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> "
     """
     from PIL import Image, ImageDraw
 
-    images = images.cpu()
+    images, row_names = images.cpu(), [name.replace("\n", " ") for name in row_names]
     zoom = max(1, CELL_PX // images.shape[-1])
     images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     images = F.pad(images, (1, 1, 1, 1), value=128).expand(-1, 3, -1, -1)

@@ -153,7 +153,7 @@ class Trainer:
                 bar.set_description(f"{stage.name} ({self.at.stage + 1}/{len(self.stages)})")
                 while self.at.step < stage.steps:
                     self._advance(stage, bar)
-                    if validate and stage is self.stages[-1] and self._due(every or stage.steps, stage):
+                    if validate and self.at.stage == len(self.stages) - 1 and self._due(every or stage.steps, stage):
                         self._select(validate)
                     if stop or self._due(self.config.checkpoint_every, stage):
                         self._checkpoint(stage, bar)
@@ -217,8 +217,19 @@ class Trainer:
 
     def _checkpoint(self, stage: Stage, bar: tqdm) -> None:
         self._flush(stage, bar)  # which refuses to save what is not finite
+        self._require_finite()
         if self.main:
             self.run.save_checkpoint(self.at.total, self.state_dict(), keep=self.config.keep_checkpoints)
+
+    def _require_finite(self) -> None:
+        """Weights can be spoilt by the gradient of a loss that is itself still finite."""
+        for part, module in self.tracked.items():
+            if isinstance(module, nn.Module) and not all(t.isfinite().all() for t in module.state_dict().values()):
+                last = self.run.newest_checkpoint()
+                raise NonFiniteLossError(
+                    f"The weights of the {part} are not finite after step {self.at.total}. The last good checkpoint is "
+                    f"{last or 'none: the run is too young'}. Lower the learning rate, in a new output_dir."
+                )
 
     def _finish(self, stage: Stage) -> None:
         """Keep the state at the end of a stage, and enter the next."""

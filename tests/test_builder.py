@@ -17,15 +17,6 @@ from hf_gdd.hub import LoadError
 NAMES = ("zebra", "ant", "mole")
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """One thread is faster for networks this small, and much faster where other programs hold the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def trained(seed=0, names=NAMES, shape=(1, 8, 8)):
     """A generator whose BatchNorm statistics fit its weights, so that its images use the range of pixels."""
     with torch.random.fork_rng():
@@ -108,7 +99,8 @@ def test_counts_columns_and_order(tmp_path):
 
 @pytest.mark.parametrize("num_proc", [None, 2])
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
-def test_a_small_set_begins_a_large_one(tmp_path, batch_size, num_proc):
+def test_a_small_set_begins_a_large_one(tmp_path, batch_size, num_proc, request):
+    request.addfinalizer(lambda: torch.set_num_threads(1))
     torch.set_num_threads(num_proc or 1)  # a process that has used two cannot be forked without care
     generator, options = trained(), {"batch_size": batch_size, "num_proc": num_proc, "seed": 5}
     small, large = (make(tmp_path, generator, ipc, **options) for ipc in (3, 50))

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import datasets
 import pytest
-import torch
 from PIL import Image
 
 from hf_gdd import evaluation
@@ -20,14 +19,6 @@ from hf_gdd.training import Trainer
 
 TINY = ["distill", "--dataset", "digits", "--preset", "tiny", "--max-steps", "2", "--width", "4", "--pool", "convnet1"]
 DIGITS = [str(digit) for digit in range(10)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

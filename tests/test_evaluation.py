@@ -28,14 +28,6 @@ SHORT = Recipe(max_steps=5)
 NO_PROBLEM = {"networks": ("convnet1",), "n": 2, "recipe": SHORT, "progress": False}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def toy(per_class=20, seed=0, names=NAMES, size=8, channels=1, contrast=60):
     """Images of noise, those of a higher class brighter on the whole; a contrast of 5 makes them hard to tell apart."""
     generator = torch.Generator().manual_seed(seed)

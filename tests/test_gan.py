@@ -24,15 +24,6 @@ REPORT = Report(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are faster so, and many times faster where other programs hold the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def trained(names=NAMES, shape=(1, 8, 8), width=6, seed=0, **config):
     """A generator whose BatchNorm statistics fit its weights, so that its images use the range of pixels."""
     with torch.random.fork_rng():

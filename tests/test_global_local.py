@@ -22,14 +22,6 @@ FAST = {"width": 4, "max_steps": 6, "pool": ("convnet1",), "inner_steps": 1}
 FAST |= {"checkpoint_every": 1000, "picture_every": 1000, "log_every": 3}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     monkeypatch.setattr(Trainer, "_pictures", lambda self: None)

@@ -35,7 +35,7 @@ def short_recipes(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name in classifiers.RECIPES:
-        monkeypatch.setitem(classifiers.RECIPES, name, classifiers.Recipe(max_steps=20, lr=0.05))
+        monkeypatch.setitem(classifiers.RECIPES, name, classifiers.Recipe(max_steps=4, lr=0.05))
 
 
 def test_own_data_and_own_network(short_recipes, tmp_path, capsys):
@@ -51,7 +51,7 @@ def test_own_data_and_own_network(short_recipes, tmp_path, capsys):
 def test_the_python_use(short_recipes, tmp_path, capsys):
     image_folder(tmp_path / "photos", size=32, per_class=12)
     text = code("From Python").replace('"uoft-cs/cifar10"', '"photos"')
-    text = text.replace('preset="paper"', 'preset="tiny", max_steps=2')
+    text = text.replace('preset="paper"', 'preset="tiny", max_steps=2').replace("n=5", "n=1")
     scope = {}
     exec(text, scope)
     assert len(scope["tiny"]) == 30

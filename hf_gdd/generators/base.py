@@ -17,7 +17,7 @@ from hf_gdd.report import Report
 # Images are always made this many at a time, padded if need be: kernels round differently for other batch sizes.
 TILE = {"cpu": 64}
 DEFAULT_TILE = 512
-GRID_COLUMNS = 10
+GRID_COLUMNS, GRID_ROWS = 10, 100
 
 Model = TypeVar("Model", bound="GeneratorModel")
 
@@ -195,8 +195,12 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         tiles = (torch.nn.functional.pad(x, pad).to(self.device).split(size) for x in (labels, indices))
         training = self.training
         self.eval()
-        images = [tanh_to_uint8(self.make(*tile, seed, sampling or self.sampling)) for tile in zip(*tiles, strict=True)]
-        self.train(training)
+        try:
+            images = [
+                tanh_to_uint8(self.make(*tile, seed, sampling or self.sampling)) for tile in zip(*tiles, strict=True)
+            ]
+        finally:
+            self.train(training)
         empty = torch.empty(0, *self.image_shape, dtype=torch.uint8, device=self.device)
         return torch.cat([empty, *images])[: len(labels)]
 
@@ -205,17 +209,27 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         return None
 
     def grid(self, seed: int = 0) -> Any:
-        """A picture of the first images of every class, a class a row."""
-        labels = torch.arange(self.num_classes).repeat_interleave(GRID_COLUMNS)
-        columns = torch.arange(GRID_COLUMNS).repeat(self.num_classes)
-        return image_grid(self.sample(labels, columns, seed), GRID_COLUMNS, self.class_names)
+        """A picture of the first images of each of the first 100 classes, a class a row."""
+        shown = min(self.num_classes, GRID_ROWS)
+        labels = torch.arange(shown).repeat_interleave(GRID_COLUMNS)
+        columns = torch.arange(GRID_COLUMNS).repeat(shown)
+        return image_grid(self.sample(labels, columns, seed), GRID_COLUMNS, self.class_names[:shown])
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write config.json, safetensors, grid.png and, if it was evaluated, report.json."""
+        """Write config.json, safetensors, grid.png and, if it was evaluated, report.json.
+
+        Raises:
+            ValueError: `push_to_hub=True`, which would push before all is written; call `push_to_hub` instead.
+
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("Saving and pushing are two calls here: generator.push_to_hub(repo_id) does both.")
         super().save_pretrained(save_directory, **kwargs)
         self.grid().save(Path(save_directory) / "grid.png")
+        path = Path(save_directory) / "report.json"
+        path.unlink(missing_ok=True)  # that of other weights
         if self.report is not None:
-            self.report.save(Path(save_directory) / "report.json")
+            self.report.save(path)
 
     @classmethod
     def from_pretrained(
@@ -246,11 +260,11 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         read_config(folder, expected=cls.__name__)
         try:
             model, info = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            if (folder / "report.json").is_file():
+                model.report = Report.load(folder / "report.json")
+        except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
             raise LoadError(
                 f"The generator in {folder} could not be loaded: {error} Fetch or save it again."
             ) from error
         check_loaded(model, info, folder)
-        if (folder / "report.json").is_file():
-            model.report = Report.load(folder / "report.json")
         return model if device is None else model.to(device)

@@ -27,7 +27,9 @@ def map_sizes(size: int) -> list[int]:
     return sizes
 
 
-def _check_architecture(class_names: tuple[str, ...], image_shape: tuple[int, int, int], width: int) -> None:
+def _check_architecture(
+    class_names: tuple[str, ...], image_shape: tuple[int, int, int], width: int, noise_dim: int
+) -> None:
     channels, height, side = image_shape
     if height != side or not MIN_SIZE <= side <= MAX_SIZE:
         raise ValueError(
@@ -37,8 +39,17 @@ def _check_architecture(class_names: tuple[str, ...], image_shape: tuple[int, in
         raise ValueError(f"The GAN makes images of 1 or 3 channels, not {channels}.")
     if not 1 <= width <= 1024:
         raise ValueError(f"width is {width}; it must lie in 1..1024 (the papers use 196).")
+    if not 1 <= noise_dim <= 10_000:
+        raise ValueError(f"noise_dim is {noise_dim}; it must lie in 1..10,000 (the papers use 90).")
     if not 2 <= len(class_names) <= 10_000:
         raise ValueError(f"The GAN needs 2 to 10,000 classes, not {len(class_names)}.")
+    if not all(isinstance(name, str) for name in class_names):
+        raise ValueError(f"Class names must be strings: {class_names[:5]}.")
+
+
+def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    if len(mean) not in (1, channels) or len(std) != len(mean) or min(std) <= 0:
+        raise ValueError(f"mean {mean} and std {std} must each have one value per channel, std above 0.")
 
 
 class ConditionalGANGenerator(GeneratorModel):
@@ -76,8 +87,9 @@ class ConditionalGANGenerator(GeneratorModel):
         format_version: int = FORMAT_VERSION,
     ) -> None:
         super().__init__()
-        _check_architecture(class_names, image_shape, width)
+        _check_architecture(class_names, image_shape, width, noise_dim)
         channels, _, side = image_shape
+        _check_statistics(mean, std, channels)
         first, *sizes = map_sizes(side)
         self.start = nn.Sequential(
             nn.Linear(len(class_names) + noise_dim, width * first * first),

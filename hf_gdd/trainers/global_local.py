@@ -121,9 +121,9 @@ class GlobalLocalTrainer(Trainer):
                 group["lr"] = stage.lr
 
     def _check_source(self, folder: str) -> None:
-        other, mine = read_run(folder), self.identity()
-        for name in ("trainer", "fingerprint"):
-            if other.get(name) != mine[name]:
+        other, mine = read_run(folder), self.run.identity
+        for name in ("trainer", "fingerprint", "held_out"):
+            if other.get(name) != mine.get(name):
                 raise ValueError(f"start_from={folder!r} is a run with another {name}; pass one on the same data.")
         for name in GAN_SETTINGS:
             if other["config"].get(name) != mine["config"][name]:
