@@ -12,13 +12,12 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from hf_gdd.builder import load_distilled_dataset
-from hf_gdd.evaluation import as_images, baselines, evaluate
+from hf_gdd.evaluation import as_images, evaluate
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Sampling
 from hf_gdd.hub import CONFIG_NAME
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.progress import Interrupted
-from hf_gdd.report import Report
 from hf_gdd.runs import read_run
 from hf_gdd.trainers.global_local import GlobalLocalConfig, GlobalLocalTrainer
 
@@ -142,18 +141,20 @@ class Evaluate:
         folder = Path(self.source)
         is_generator = (folder / CONFIG_NAME).is_file() or not folder.is_dir()
         train = AutoGenerator.from_pretrained(self.source, revision=self.revision) if is_generator else self.source
-        ipcs = self.ipc if is_generator else (None,)
         size = train.image_shape[-1] if is_generator else None
         columns = {"image_column": self.image_column, "label_column": self.label_column, "image_size": size}
         real, test = (as_images(self.dataset, split, **columns) for split in ("train", self.test_split))
-        shared = {"networks": self.networks, "n": self.n, "recipe": self.recipe, "seed": self.seed}
-        cells = [(ipc, protocol) for ipc in ipcs for protocol in self.protocol]
-        reports = [
-            evaluate(train, test, real=real, ipc=ipc, protocol=protocol, with_baselines=False, **shared)
-            for ipc, protocol in cells
-        ]
-        seen = tuple(dict.fromkeys(result.ipc for report in reports for result in report.results))
-        report = Report.merge([*reports, baselines(real, test, ipcs=seen, **shared)])
+        report = evaluate(
+            train,
+            test,
+            real=real,
+            ipc=self.ipc if is_generator else None,
+            protocol=self.protocol,
+            networks=self.networks,
+            n=self.n,
+            recipe=self.recipe,
+            seed=self.seed,
+        )
         print(report.markdown())
         output = Path(self.output) if self.output else (folder if folder.is_dir() else Path()) / "report.json"
         report.save(output)

@@ -1,30 +1,19 @@
 """What a data set or a generator is worth: networks trained on it alone, tested on real images."""
 
-import platform
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import DatasetDict
-from torch import Tensor
-from tqdm.auto import tqdm
 
-from hf_gdd.builder import DistilledStream, check_ipc
-from hf_gdd.classifiers import Learner, Normaliser, Recipe, accuracy, epochs_of, find_recipe, fit_classifier
+from hf_gdd.builder import check_ipc
+from hf_gdd.classifiers import Normaliser, Recipe, find_recipe
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import ImageTensors
-from hf_gdd.networks import NetworkSpec, build_network, network_name
-from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
-from hf_gdd.rng import Random
-
-# How often each protocol looks at the test set. The public DiM code keeps the best of five looks; we look once.
-LOOKS = {"fixed": 1, "dynamic": 1, "dynamic-best5-test": 5}
-
-Batches = Iterable[tuple[Tensor, Tensor]]
+from hf_gdd.judging import LOOKS, Judge
+from hf_gdd.networks import NetworkSpec
+from hf_gdd.report import Report
 
 
 def evaluate(
@@ -32,8 +21,8 @@ def evaluate(
     test: Any,
     *,
     real: Any = None,
-    ipc: int | None = None,
-    protocol: str = "fixed",
+    ipc: int | Sequence[int] | None = None,
+    protocol: str | Sequence[str] = "fixed",
     networks: Sequence[NetworkSpec] = ("convnet3",),
     n: int = 5,
     recipe: Recipe | str | None = None,
@@ -50,10 +39,11 @@ def evaluate(
         test: the real test set.
         real: the real training set, for the normalisation and the baselines: random subsets of equal IPC, another one
             for each network, and the full data. Without it the report says that the baselines are missing.
-        ipc: images per class; needed for a generator.
-        protocol: `fixed`: one set of `ipc` images per class, tested once at the end. `dynamic`: that many fresh images
-            each epoch, which is what IPC means in the papers on generators. `dynamic-best5-test`: the best of five
-            tests on the way, as the public DiM code reports it. The last two need a generator without limit.
+        ipc: images per class, one or several; needed for a generator.
+        protocol: one or several. `fixed`: one set of `ipc` images per class, tested once at the end. `dynamic`: that
+            many fresh images each epoch, which is what IPC means in the papers on generators. `dynamic-best5-test`:
+            the best of five tests on the way, as the public DiM code reports it. The last two need a generator
+            without limit.
         networks: names, or callables `(num_classes, shape) -> nn.Module`.
         n: networks of each architecture.
         recipe: a `Recipe` or the name of one; `paper` if None.
@@ -68,38 +58,34 @@ def evaluate(
 
     """
     generator = train if hasattr(train, "sample") else None
-    _check_protocol(generator, protocol, ipc)
+    ipcs, protocols = _several(ipc), _several(protocol)
+    _check_request(generator, ipcs, protocols)
     device = device or getattr(generator, "device", None)
     test = as_images(test, "test", device)
     real = None if real is None else as_images(real, "train", device)
-    data = as_images(train, "train", device) if generator is None else _sample_set(generator, ipc, seed, test.device)
-    for other in (data, real):
-        if other is not None:
-            _check_comparable(test, other)
+    own = as_images(train, "train", device) if generator is None else None
+    ipcs = ipcs if own is None else (_ipc_of(own, ipcs),)
+    if real is not None:
+        _check_comparable(test, real)
+        for size in ipcs if with_baselines else ():
+            real.require_ipc(size)
+    sets = {size: own or _sample_set(generator, size, seed, test.device) for size in ipcs}
+    for data in sets.values():
+        _check_comparable(test, data)
 
-    if generator is None and ipc is not None and set(data.class_counts) != {ipc}:
-        raise ValueError(
-            f"ipc is {ipc}, but {data.source} does not hold that many images of every class: leave ipc out."
-        )
-    ipc = ipc or len(data) // data.num_classes
-    if real is not None and with_baselines:
-        real.require_ipc(ipc)
     normalise, origin = _normaliser(generator, data, real)
     judge = Judge(test, normalise, tuple(networks), n, find_recipe(recipe), seed, progress)
-    row = {"name": name or getattr(generator, "method", "dataset"), "protocol": protocol, "ipc": ipc}
-    row["generator_seed"] = getattr(generator, "seed", None)
-    if protocol == "fixed":
-        results = judge.train(lambda i, random: judge.epochs(data, random), len(data), data.images.nbytes, **row)
-    else:
-        size = judge.recipe.batch_size
-        results = judge.train(
-            lambda i, random: DistilledStream(generator, ipc, seed + i, size).batches(judge.recipe.steps(len(data))),
-            len(data),
-            generator.stored_bytes,
-            **row,
-        )
+    row = {"name": name or getattr(generator, "method", "dataset"), "generator_seed": getattr(generator, "seed", None)}
+    results = []
+    for size, data in sets.items():
+        for how in protocols:
+            cell = row | {"protocol": how, "ipc": size}
+            if how == "fixed":
+                results += judge.fixed(lambda i, data=data: data, len(data), data.images.nbytes, **cell)
+            else:
+                results += judge.stream(generator, **cell)
     if real is not None and with_baselines:
-        results += judge.random_real(real, ipc) + judge.full_data(real)
+        results += judge.baselines(real, sets)
     return judge.report(results, real or data, origin)
 
 
@@ -122,119 +108,7 @@ def baselines(
         real.require_ipc(ipc)
     normalise, origin = _normaliser(None, real, real)
     judge = Judge(test, normalise, tuple(networks), n, find_recipe(recipe), seed, progress)
-    results = [result for ipc in ipcs for result in judge.random_real(real, ipc)]
-    return judge.report(results + judge.full_data(real), real, origin)
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The circumstances under which every set of one report is judged alike.
-
-    Attributes:
-        test: the real test images.
-        normalise: what every network sees images through.
-        networks: architectures.
-        n: networks of each.
-        recipe: of their training.
-        seed: network i is drawn from `seed + i`.
-        progress: show a bar.
-
-    """
-
-    test: ImageTensors
-    normalise: Normaliser
-    networks: tuple[NetworkSpec, ...]
-    n: int
-    recipe: Recipe
-    seed: int
-    progress: bool
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n is {self.n}; train at least 1 network (the papers train 5).")
-        for spec in self.networks:  # an unknown name must not surface after an hour of training another
-            build_network(spec, self.test.num_classes, self.test.shape, seed=0)
-
-    def train(
-        self,
-        batches: Callable[[int, Random], Batches],
-        images: int,
-        stored_bytes: int,
-        *,
-        name: str,
-        protocol: str,
-        ipc: int | None,
-        generator_seed: int | None = None,
-    ) -> list[Result]:
-        """Train and test n networks of each architecture on `batches(i, random)`, of `images` images an epoch."""
-        steps, looks, results = self.recipe.steps(images), LOOKS[protocol], []
-        epochs = 1 if protocol == "fixed" else steps / self.recipe.batches(images)
-        hidden = {} if self.progress else {"disable": True}
-        for spec in self.networks:
-            started = time.perf_counter()
-            label = f"{name} {protocol} {f'IPC {ipc}' if ipc else ''} {network_name(spec)}"
-            accuracies = [
-                self._accuracy(spec, i, batches, steps, looks)
-                for i in tqdm(range(self.n), desc=label, unit="net", dynamic_ncols=True, **hidden)
-            ]
-            result = Result(
-                name=name,
-                protocol=protocol,
-                network=network_name(spec),
-                ipc=ipc,
-                accuracies=tuple(accuracies),
-                seeds=tuple(self.seed + i for i in range(self.n)),
-                generator_seed=generator_seed,
-                steps=steps,
-                distinct_images=int(images * epochs),
-                stored_bytes=stored_bytes,
-                seconds=time.perf_counter() - started,
-            )
-            results.append(result)
-        return results
-
-    def _accuracy(
-        self, spec: NetworkSpec, i: int, batches: Callable[[int, Random], Batches], steps: int, looks: int
-    ) -> float:
-        random = Random(self.seed + i, self.test.device)
-        network = build_network(spec, self.test.num_classes, self.test.shape, seed=self.seed + i)
-        learner = Learner(network.to(self.test.device), self.normalise, self.recipe, steps)
-        rows, best = iter(batches(i, random)), 0.0
-        for look in range(looks):
-            part = steps * (look + 1) // looks - steps * look // looks
-            fit_classifier(learner, rows, part, random.device)
-            best = max(best, accuracy(network, self.test, self.normalise))
-        return best
-
-    def epochs(self, data: ImageTensors, random: Random) -> Batches:
-        """Reshuffled epochs over a fixed set."""
-        return epochs_of(data, self.recipe, random.device)
-
-    def random_real(self, real: ImageTensors, ipc: int) -> list[Result]:
-        """The baseline: `ipc` real images of every class, another subset for each network."""
-        size = ipc * real.num_classes
-        stored = size * real.images[0].nbytes
-        row = {"name": RANDOM_REAL, "protocol": "fixed", "ipc": ipc}
-        return self.train(lambda i, random: self.epochs(real.subset(ipc, self.seed + i), random), size, stored, **row)
-
-    def full_data(self, real: ImageTensors) -> list[Result]:
-        """The ceiling: all real images, by the same recipe."""
-        row = {"name": FULL_DATA, "protocol": "fixed", "ipc": None}
-        return self.train(lambda i, random: self.epochs(real, random), len(real), real.images.nbytes, **row)
-
-    def report(self, results: list[Result], train: ImageTensors, origin: str) -> Report:
-        """Results with these circumstances."""
-        device = self.test.device
-        cpu = f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
-        return Report(
-            results=tuple(results),
-            train=f"{train.source} ({train.fingerprint[:12]})",
-            test=f"{self.test.source} ({self.test.fingerprint[:12]})",
-            recipe=asdict(self.recipe),
-            normalisation=origin,
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-            versions={name: version(name) for name in ("hf_gdd", "torch", "datasets")},
-        )
+    return judge.report(judge.baselines(real, ipcs), real, origin)
 
 
 def as_images(data: Any, split: str, device: str | torch.device | None = None, **kwargs: Any) -> ImageTensors:
@@ -243,12 +117,27 @@ def as_images(data: Any, split: str, device: str | torch.device | None = None, *
     return ImageTensors.from_dataset(data, split if has_splits else None, device=device, **kwargs)
 
 
+def _several(value: Any) -> tuple[Any, ...]:
+    """One or several values as a tuple without repetition; None as none."""
+    values = (value,) if isinstance(value, (int, str)) else () if value is None else tuple(value)
+    return tuple(dict.fromkeys(values))
+
+
 def _sample_set(generator: Generator, ipc: int, seed: int, device: torch.device) -> ImageTensors:
     """The materialised set, without the detour through files."""
     labels = torch.arange(generator.num_classes).repeat_interleave(ipc)
     images = generator.sample(labels, torch.arange(ipc).repeat(generator.num_classes), seed)
     source = f"{generator.method} generator {generator.fingerprint[:12]}, IPC {ipc}, seed {seed}"
     return ImageTensors(images.to(device), labels.to(device), generator.class_names, source, device)
+
+
+def _ipc_of(data: ImageTensors, asked: tuple[int, ...]) -> int:
+    """The images per class of a data set, on average if its classes differ; ValueError if it was asked for others."""
+    if asked and set(data.class_counts) != set(asked):
+        raise ValueError(
+            f"ipc is {asked[0]}, but {data.source} does not hold that many images of every class: leave ipc out."
+        )
+    return len(data) // data.num_classes
 
 
 def _normaliser(generator: Generator | None, data: ImageTensors, real: ImageTensors | None) -> tuple[Normaliser, str]:
@@ -260,18 +149,18 @@ def _normaliser(generator: Generator | None, data: ImageTensors, real: ImageTens
     return Normaliser(data.mean, data.std), "the evaluated set itself"
 
 
-def _check_protocol(generator: Generator | None, protocol: str, ipc: int | None) -> None:
-    if protocol not in LOOKS:
-        raise ValueError(f"Unknown protocol {protocol!r}; choose one of {', '.join(LOOKS)}.")
-    if generator is None:
-        if protocol != "fixed":
+def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols: tuple[str, ...]) -> None:
+    for protocol in protocols:
+        if protocol not in LOOKS:
+            raise ValueError(f"Unknown protocol {protocol!r}; choose one of {', '.join(LOOKS)}.")
+        if protocol != "fixed" and generator is None:
             raise ValueError(f"A data set can only be judged 'fixed'; protocol {protocol!r} needs a generator.")
-        return
-    if ipc is None:
+        if protocol != "fixed" and generator.max_ipc is not None:
+            raise ValueError(f"This generator holds {generator.max_ipc} images per class: judge it with protocol='fixed'.")
+    if generator is not None and not ipcs:
         raise ValueError("A generator makes any number of images: say how many per class with ipc=10, for example.")
-    check_ipc(generator, ipc)
-    if protocol != "fixed" and generator.max_ipc is not None:
-        raise ValueError(f"This generator holds {generator.max_ipc} images per class: judge it with protocol='fixed'.")
+    for ipc in ipcs if generator is not None else ():
+        check_ipc(generator, ipc)
 
 
 def _check_comparable(test: ImageTensors, other: ImageTensors) -> None:

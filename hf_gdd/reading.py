@@ -121,7 +121,8 @@ def read_images(dataset: Dataset, column: str, image_size: int | None, progress:
         return _to_array(row, image, image_size)
 
     pixels = None
-    bar = tqdm(total=len(dataset), desc="decoding", unit="image", delay=2, disable=not progress)
+    hidden = {} if progress else {"disable": True}  # so that TQDM_DISABLE still counts
+    bar = tqdm(total=len(dataset), desc="decoding", unit="image", delay=2, **hidden)
     with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(dataset), _CHUNK):
             values = encoded[start : start + _CHUNK][column]

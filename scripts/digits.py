@@ -16,7 +16,7 @@ import tyro
 from hf_gdd import GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate, load_distilled_dataset
 
 METHODS = ("cgan", "cgan-continued", "dim", "global-local")  # three that share the first one's GAN
-SETTINGS = {"networks": ("convnet2",), "recipe": "tiny"}
+IPCS = (1, 10, 50)
 
 
 def main(output_dir: Path = Path("runs/digits"), seed: int = 0, n: int = 3) -> None:
@@ -37,16 +37,24 @@ def main(output_dir: Path = Path("runs/digits"), seed: int = 0, n: int = 3) -> N
         )
         generators[method] = trainer.fit()
 
-    for ipc in (1, 10, 50):
+    for ipc in IPCS:
         tiny = load_distilled_dataset(generators["global-local"], ipc=ipc, seed=seed)
         tiny.to_parquet(output_dir / f"ipc{ipc}.parquet")
 
+    judged = {"networks": ("convnet2",), "recipe": "tiny", "n": n}
     reports = [
-        evaluate(generator, test, real=real, ipc=10, protocol=protocol, n=n, with_baselines=False, **SETTINGS)
-        for generator in generators.values()
-        for protocol in ("fixed", "dynamic")
+        evaluate(
+            generator,
+            test,
+            real=real,
+            ipc=IPCS if method == "global-local" else 10,
+            protocol=("fixed", "dynamic"),
+            with_baselines=False,
+            **judged,
+        )
+        for method, generator in generators.items()
     ]
-    report = Report.merge([*reports, baselines(real, test, ipcs=(10,), n=n, **SETTINGS)])
+    report = Report.merge([*reports, baselines(real, test, ipcs=IPCS, **judged)])
     for method, generator in generators.items():
         generator.report = report
         generator.save_pretrained(output_dir / method / "generator")

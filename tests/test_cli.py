@@ -7,7 +7,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from hf_gdd import evaluation
+from hf_gdd import judging
 from hf_gdd.classifiers import RECIPES, Recipe
 from hf_gdd.cli import main
 from hf_gdd.generators.auto import AutoGenerator
@@ -118,7 +118,7 @@ def test_materialize_makes_data_sets_that_load(run, tmp_path, capsys):
 
 
 def test_evaluate_prints_and_writes_one_report(run, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "accuracy", lambda *args: 0.5)
+    monkeypatch.setattr(judging, "accuracy", lambda *args: 0.5)
     arguments = ["evaluate", str(run / "generator"), "--dataset", "digits", "--recipe", "tiny", "--n", "1"]
     arguments += ["--networks", "convnet1", "--ipc", "1", "2", "--protocol", "fixed", "dynamic", "--output", "r.json"]
     assert main(arguments) == 0
@@ -199,7 +199,7 @@ def test_the_config_of_another_trainer_is_refused(tmp_path, capsys):
 
 
 def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "fit_classifier", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(judging, "fit_classifier", lambda *args: pytest.fail("trained"))
     generator, empty = str(run / "generator"), tmp_path / "empty"
     empty.mkdir()
     refused(capsys, ["materialize", str(tmp_path / "nowhere")], "error:", "is no local folder")
@@ -261,7 +261,7 @@ def test_ctrl_c_while_evaluating_ends_without_a_traceback(run, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "fit_classifier", interrupted)
+    monkeypatch.setattr(judging, "fit_classifier", interrupted)
     arguments = ["evaluate", str(run / "generator"), "--dataset", "digits", "--recipe", "tiny", "--ipc", "1"]
     try:
         status = main(arguments)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_gdd import classifiers, evaluation
+from hf_gdd import classifiers, judging
 from hf_gdd.classifiers import (
     RECIPES,
     Learner,
@@ -225,7 +225,7 @@ def scripted(monkeypatch, values):
     """Replace the test by given accuracies; a list of how many steps were taken before each."""
     taken, looks, step, answers = [], [], Learner.step, iter(values)
     monkeypatch.setattr(Learner, "step", lambda self, *args: taken.append(self) or step(self, *args))
-    monkeypatch.setattr(evaluation, "accuracy", lambda *args: looks.append(len(taken)) or next(answers))
+    monkeypatch.setattr(judging, "accuracy", lambda *args: looks.append(len(taken)) or next(answers))
     return looks
 
 
@@ -259,13 +259,13 @@ def test_every_run_of_random_real_has_its_own_subset_and_network(monkeypatch):
     subsets, networks, subset, build = [], [], ImageTensors.subset, build_network
     monkeypatch.setattr(ImageTensors, "subset", lambda self, *args: subsets.append(args) or subset(self, *args))
     real, test = toy(), toy(seed=1)
-    judge = evaluation.Judge(test, normaliser(real), ("convnet1",), 3, SHORT, 20, False)
+    judge = judging.Judge(test, normaliser(real), ("convnet1",), 3, SHORT, 20, False)
     monkeypatch.setattr(
-        evaluation, "build_network", lambda *args, seed: networks.append(seed) or build(*args, seed=seed)
+        judging, "build_network", lambda *args, seed: networks.append(seed) or build(*args, seed=seed)
     )
-    (result,) = judge.random_real(real, 2)
+    result = judge.baselines(real, [2])[0]
     assert subsets == [(2, 20), (2, 21), (2, 22)]
-    assert networks == [20, 21, 22]
+    assert networks == [20, 21, 22] * 2  # the same ones for the full data
     assert (result.name, result.ipc, result.distinct_images, result.seeds) == (RANDOM_REAL, 2, 6, (20, 21, 22))
 
 

@@ -219,7 +219,7 @@ class GlobalLocalTrainer(Trainer):
 
 @torch.no_grad()
 def matching_losses(
-    generator: Generator, real: ImageTensors, pool: ModelPool, n: int = 5, **reductions: str
+    generator: Generator, real: ImageTensors, pool: ModelPool, n: int = 5, per_image: int = 8, **reductions: str
 ) -> dict[str, float]:
     """How far generated images are from real ones of equal labels, in `n` fresh networks that `pool` draws and trains.
 
@@ -228,13 +228,14 @@ def matching_losses(
         real: images that neither the generator nor the pool was trained on.
         pool: with `refresh=1`, so that each network is a fresh one.
         n: networks.
+        per_image: generated images for each real one, so that the generator's chance matters less.
         reductions: `global_reduction` and `local_reduction`, see `hf_gdd.losses`.
 
     Returns:
         The unweighted `global` and `local` losses, means over the networks.
 
     """
-    images, labels = real.gather(torch.arange(len(real), device=real.labels.device))
+    images, labels = real.gather(torch.arange(len(real), device=real.labels.device).repeat(per_image))
     indices = torch.zeros_like(labels)
     for label in range(real.num_classes):
         of_class = labels == label
