@@ -86,7 +86,7 @@ def check_loaded(model: nn.Module, info: dict[str, Any], folder: Path) -> None:
     diffusers leaves a missing tensor uninitialised with only a warning, so silence is not proof.
 
     Raises:
-        LoadError: tensors are missing, unexpected, of another shape, or not finite.
+        LoadError: tensors are missing, unexpected, of another shape, or hold impossible values.
 
     """
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
@@ -98,3 +98,5 @@ def check_loaded(model: nn.Module, info: dict[str, Any], folder: Path) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise LoadError(f"{name} in {folder} holds values that are not finite: the weights are damaged.")
+        if name.endswith("running_var") and tensor.min() < 0:
+            raise LoadError(f"{name} in {folder} holds negative variances: the weights are damaged.")

@@ -97,7 +97,7 @@ def test_steps_of_a_recipe(ipc, batches):
 
 def test_recipes_are_found_by_name():
     assert find_recipe(None) == find_recipe("paper") == RECIPES["paper"] == Recipe()
-    assert find_recipe("tiny", lr=0.5) == Recipe(max_steps=400, lr=0.5, schedule="cosine", floor=0.97)
+    assert find_recipe("tiny", lr=0.5) == Recipe(batch_size=32, max_steps=300, lr=0.5, schedule="cosine", floor=0.97)
     assert find_recipe(SHORT, epochs=2) == Recipe(max_steps=5, epochs=2)
     with pytest.raises(ValueError, match="Unknown recipe 'huge'; choose one of paper, tiny"):
         find_recipe("huge")
@@ -267,6 +267,23 @@ def test_every_run_of_random_real_has_its_own_subset_and_network(monkeypatch):
     assert subsets == [(2, 20), (2, 21), (2, 22)]
     assert networks == [20, 21, 22] * 2  # the same ones for the full data
     assert (result.name, result.ipc, result.distinct_images, result.seeds) == (RANDOM_REAL, 2, 6, (20, 21, 22))
+
+
+def test_several_ipcs_and_protocols_share_their_baselines():
+    report = evaluate(Stub(), toy(seed=1), real=toy(), ipc=(2, 4, 2), protocol=("fixed", "dynamic"), **NO_PROBLEM)
+    assert [(r.name, r.protocol, r.ipc) for r in report.results] == [
+        ("stub", "fixed", 2),
+        ("stub", "dynamic", 2),
+        ("stub", "fixed", 4),
+        ("stub", "dynamic", 4),
+        (RANDOM_REAL, "fixed", 2),
+        (RANDOM_REAL, "fixed", 4),
+        (FULL_DATA, "fixed", None),
+    ]
+    for alone in ({"ipc": 4}, {"ipc": 2, "protocol": "dynamic"}):
+        (expected,) = evaluate(Stub(), toy(seed=1), real=toy(), with_baselines=False, **alone, **NO_PROBLEM).results
+        (found,) = report.find("stub", **{"protocol": "fixed"} | alone)
+        assert found.accuracies == expected.accuracies
 
 
 def test_the_real_set_gives_normalisation_and_baselines(monkeypatch):

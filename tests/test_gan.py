@@ -127,6 +127,10 @@ def test_a_score_depends_on_its_own_image_alone():
         ("width is 1025", {"width": 1025}),
         ("noise_dim", {"noise_dim": -1}),
         ("noise_dim", {"noise_dim": 10**15}),
+        ("strings", {"class_names": (1, 2)}),
+        ("one value per channel", {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}),
+        ("one value per channel", {"std": (1.0, 1.0)}),
+        ("std above 0", {"std": (0.0,)}),
     ],
 )
 def test_impossible_architectures_are_refused(words, config):
@@ -351,6 +355,17 @@ def test_the_grid_shows_the_first_images_a_class_a_row(tmp_path):
     expected = np.asarray(image_grid(generator.sample(*requests(GRID_COLUMNS)), GRID_COLUMNS))
     assert picture.shape[0] == expected.shape[0] == 3 * 58
     assert np.array_equal(picture[:, -expected.shape[1] :], expected)  # the names stand before it
+
+
+def test_a_grid_of_very_many_classes_stays_a_picture():
+    generator = trained(names=tuple(f"{i}\nth" for i in range(150)))
+    assert generator.grid().height == 100 * 58
+
+
+def test_saving_and_pushing_in_one_call_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="push_to_hub"):
+        trained().save_pretrained(tmp_path, push_to_hub=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -252,6 +252,13 @@ def test_weights_that_are_not_finite(folder, name, value):
         AutoGenerator.from_pretrained(folder)
 
 
+def test_negative_variances(folder):
+    name = BUFFER.replace("mean", "var")
+    edit_weights(folder, lambda state: state[name].fill_(-1))
+    with refused(name, "saved", "negative variances", "damaged"):
+        AutoGenerator.from_pretrained(folder)
+
+
 class Canary:
     """Unpickling it leaves a file."""
 

@@ -104,7 +104,7 @@ class GlobalLocalConfig(TrainingConfig):
 
 
 # The published rate and weights move a small generator by next to nothing in a short run. In `lite` and `tiny` they are
-# such that matching has about half of the generator's gradient, and the average outlasts the swings of the GAN.
+# such that matching has a good part of the generator's gradient, and the average outlasts the swings of the GAN.
 PRESETS = {
     "paper": GlobalLocalConfig(),
     "lite": GlobalLocalConfig(
