@@ -156,7 +156,9 @@ def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols
         if protocol != "fixed" and generator is None:
             raise ValueError(f"A data set can only be judged 'fixed'; protocol {protocol!r} needs a generator.")
         if protocol != "fixed" and generator.max_ipc is not None:
-            raise ValueError(f"This generator holds {generator.max_ipc} images per class: judge it with protocol='fixed'.")
+            raise ValueError(
+                f"This generator holds {generator.max_ipc} images per class: judge it with protocol='fixed'."
+            )
     if generator is not None and not ipcs:
         raise ValueError("A generator makes any number of images: say how many per class with ipc=10, for example.")
     for ipc in ipcs if generator is not None else ():

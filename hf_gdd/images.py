@@ -40,6 +40,7 @@ class ImageTensors:
         class_names: the name of every label, in order.
         source: where the rows come from, such as "digits:train" or "uoft-cs/cifar10@<sha>:train".
         device: where `gather` puts its batches.
+        license: as the data set's card names it, such as "mit"; None if it does not.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class ImageTensors:
     class_names: tuple[str, ...]
     source: str
     device: torch.device
+    license: str | None = None
 
     @classmethod
     def from_dataset(
@@ -91,14 +93,14 @@ class ImageTensors:
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size={image_size} is not a size in pixels: pass image_size=32, say.")
 
-        dataset, source = open_split(data, split)
+        dataset, source, license = open_split(data, split)
         if len(dataset) == 0:
             raise ValueError(f"The data set {source} is empty: pass one with rows, or another split.")
         image_column, label_column = find_columns(dataset, image_column, label_column)
         labels = read_labels(dataset, label_column)
         images = read_images(dataset, image_column, image_size, progress)
         names = tuple(dataset.features[label_column].names)
-        return cls(*_place(images, labels, device), names, source, device)
+        return cls(*_place(images, labels, device), names, source, device, license)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -19,20 +19,20 @@ if TYPE_CHECKING:  # datasets takes over half a second to import, so each functi
 
     Source = Dataset | DatasetDict | str | Path
 
-DIGITS = Path(__file__).parent / "data" / "digits"
+DIGITS, CARD = Path(__file__).parent / "data" / "digits", "README.md"
 _CHUNK = 1024  # rows decoded at a time: bounds the extra memory
 
 
-def open_split(data: Source, split: str | None) -> tuple[Dataset, str]:
-    """Return one split, and where it comes from."""
+def open_split(data: Source, split: str | None) -> tuple[Dataset, str, str | None]:
+    """Return one split, where it comes from, and its licence if its card names one."""
     from datasets import Dataset, DatasetDict, load_dataset
 
-    name = None
+    name = card = None
     if data == "digits":
-        name, data = "digits", _bundled_digits()
+        name, card, data = "digits", DIGITS / CARD, _bundled_digits()
     elif isinstance(data, (str, Path)):
         folder = Path(data).expanduser()
-        name = folder.resolve().name if folder.is_dir() else str(data)
+        name, card = (folder.resolve().name, folder / CARD) if folder.is_dir() else (str(data), None)
         data = load_dataset(str(folder))
     if isinstance(data, DatasetDict):
         wanted = split or "train"
@@ -50,9 +50,29 @@ def open_split(data: Source, split: str | None) -> tuple[Dataset, str]:
             "out, or pass the DatasetDict."
         )
     # The commit is only to be found in the addresses of the files that load_dataset fetched.
-    pinned = re.search(r"hf://datasets/([^@\s]+@\w+)/", " ".join(data.info.download_checksums or ()))
+    pinned = re.search(r"hf://datasets/(([^@\s]+)@(\w+))/", " ".join(data.info.download_checksums or ()))
     name = pinned[1] if pinned else name or data.info.dataset_name or "unnamed"
-    return data.with_format(None), f"{name}:{data.split}" if data.split else name
+    card = _hub_card(*pinned.group(2, 3)) if pinned else card
+    return data.with_format(None), f"{name}:{data.split}" if data.split else name, _license(card)
+
+
+def _hub_card(repo: str, sha: str) -> Path | None:
+    """Return the card of a Hub data set, which load_dataset has left in the cache; None if it has none."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, CARD, repo_type="dataset", revision=sha))
+    except OSError:  # every error of the Hub is one
+        return None
+
+
+def _license(card: Path | None) -> str | None:
+    from huggingface_hub import DatasetCard
+
+    if card is None or not card.is_file():
+        return None
+    found = DatasetCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict().get("license")
+    return ", ".join(found) if isinstance(found, list) else found
 
 
 def _bundled_digits() -> DatasetDict:

@@ -377,7 +377,7 @@ def test_the_saved_generator_is_the_average(tmp_path):
 
 
 def test_without_an_average_the_last_generator_is_saved(tmp_path):
-    trainer = make(tmp_path / "run")
+    trainer = make(tmp_path / "run", ema_decay=0.0)
     saved = trainer.fit()
     assert same(saved.state_dict(), trainer.generator.state_dict())
     assert saved is not trainer.generator
@@ -418,6 +418,16 @@ def test_starting_from_a_run_is_going_on_with_it(tmp_path, source):
         assert same(state, states(trainer)[name])
 
 
+def test_what_made_a_generator_is_told_without_the_place(tmp_path, source):
+    trainer = make(tmp_path / "branch", start_from=str(source), gan_epochs=7)
+    told = trainer.fit().config.training
+    assert str(tmp_path) not in str(told)
+    assert str(source) not in str(told)
+    assert told["start_from"]["gan_epochs"] == GlobalLocalTrainer.presets["tiny"].gan_epochs
+    assert "gan_epochs" not in told
+    assert (told["source"], told["license"]) == (trainer.data.source, "cc-by-4.0")
+
+
 def test_branches_see_the_same_noise_and_batches(tmp_path, source):
     seen = {}
     for method in ("cgan-continued", "dim", "global-local"):
@@ -446,7 +456,7 @@ def test_branches_see_the_same_noise_and_batches(tmp_path, source):
     [
         ({"data": ImageTensors.from_dataset("digits").subset(10, 1)}, "another fingerprint; pass one on the same data"),
         ({"width": 5}, "trained with width=4, not 5: its first stage is another one"),
-        ({"ema_decay": 0.5}, "trained with ema_decay=0.0, not 0.5"),
+        ({"ema_decay": 0.5}, "trained with ema_decay=0.99, not 0.5"),
         ({"seed": 1}, "trained with seed=0, not 1"),
     ],
     ids=["data", "width", "ema_decay", "seed"],

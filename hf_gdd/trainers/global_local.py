@@ -34,6 +34,7 @@ from hf_gdd.training import Trainer
 GAN, MATCH = "gan", "match"
 # What shapes the first stage: a run may start from another's only if these are equal.
 GAN_SETTINGS = ("seed", "width", "noise_dim", "adversarial", "penalty_weight", "class_on_fakes", "ema_decay")
+GAN_LENGTH = ("gan_epochs", "gan_batch_size", "gan_lr")
 
 
 class GlobalLocalTrainer(Trainer):
@@ -93,8 +94,16 @@ class GlobalLocalTrainer(Trainer):
             noise_dim=config.noise_dim,
             mean=data.mean,
             std=data.std,
-            training=config.identity() | {"source": data.source},
+            training=self._provenance() | {"source": data.source, "license": data.license},
         )
+
+    def _provenance(self) -> dict[str, Any]:
+        """The settings that made the generator; of a first stage from another run, that run's, without its place."""
+        settings, source = self.config.identity(), self.config.start_from
+        if not source:
+            return settings
+        first = {name: read_run(source)["config"].get(name) for name in (*GAN_LENGTH, "max_steps")}
+        return {name: value for name, value in settings.items() if name not in GAN_LENGTH} | {"start_from": first}
 
     def _pool(self) -> ModelPool:
         data, config = self.data, self.config

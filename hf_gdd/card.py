@@ -1,0 +1,85 @@
+"""The README.md of a generator's repo: what it is, how to use it, what it is worth. Facts in, text out."""
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_gdd.report import Report
+
+TEMPLATE = Path(__file__).parent / "card.md.jinja"
+PAPERS = {"global-local": "2404.17732", "dim": "2303.04707"}  # on arXiv
+_SOURCE = re.compile(r"(?P<name>[^@:\s]+)(@(?P<revision>\w+))?(:(?P<split>\w+))?")
+
+
+def generator_card(repo: str, config: Mapping[str, Any], report: Report | None = None) -> str:
+    """The card, with a model-index of one result per protocol, IPC and network.
+
+    Args:
+        repo: what `load_distilled_dataset` is to be given, a repo id or a folder.
+        config: of the generator: class_names, image_shape and training.
+        report: what it is worth, if it was evaluated.
+
+    """
+    training = dict(config.get("training") or {})
+    source, licence = training.pop("source", "an unnamed data set"), training.pop("license", None)
+    method = training.get("method", "untrained")
+    origin = _parse(source)
+    data = ModelCardData(
+        library_name="hf_gdd",
+        pipeline_tag="unconditional-image-generation",
+        tags=["dataset-distillation", "generative-dataset-distillation", method],
+        license=licence,
+        datasets=[origin["name"]] if origin["revision"] else None,  # only the Hub's have a commit
+        model_name=repo.split("/")[-1],
+        eval_results=list(_results(report, method, training.get("seed"))) if report else None,
+    )
+    channels, height, width = config["image_shape"]
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        repo=repo,
+        name=data.model_name,
+        source=source,
+        licence=licence,
+        method=method,
+        paper=PAPERS.get(method),
+        class_names=config["class_names"],
+        size=f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}",
+        table=report.markdown() if report else None,
+        settings=training,
+        versions={name: version(name) for name in ("hf_gdd", "torch", "diffusers")},
+    ).content
+
+
+def _parse(source: str) -> dict[str, str | None]:
+    """Name, revision and split of a source such as "uoft-cs/cifar10@<sha>:train"."""
+    found = _SOURCE.match(source)
+    return found.groupdict() if found else {"name": source, "revision": None, "split": None}
+
+
+def _results(report: Report, method: str, seed: int | None) -> Iterator[EvalResult]:
+    """This generator's own rows; a report may hold others beside them."""
+    test = _parse(report.test)
+    for result in report.find(method, generator_seed=seed):
+        yield EvalResult(
+            task_type="image-classification",
+            dataset_type=test["name"],
+            dataset_name=test["name"],
+            dataset_split=test["split"],
+            dataset_revision=test["revision"],
+            metric_type="accuracy",
+            metric_value=round(result.mean, 4),
+            metric_name=f"accuracy of {result.network} on {result.ipc} images per class, {result.protocol}",
+            metric_args={
+                "protocol": result.protocol,
+                "ipc": result.ipc,
+                "network": result.network,
+                "networks_trained": len(result.accuracies),
+                "std": round(result.std, 4),
+                "seeds": list(result.seeds),
+            },
+        )
