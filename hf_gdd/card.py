@@ -62,7 +62,7 @@ def _parse(source: str) -> dict[str, str | None]:
 
 
 def _results(report: Report, method: str, seed: int | None) -> Iterator[EvalResult]:
-    """This generator's own rows; a report may hold others beside them."""
+    """The generator's own rows; a report may hold others beside them."""
     test = _parse(report.test)
     for result in report.find(method, generator_seed=seed):
         yield EvalResult(

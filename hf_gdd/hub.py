@@ -1,6 +1,8 @@
-"""From a repo id or a folder to a local folder whose contents may be trusted, or a clear refusal."""
+"""To and from the Hub: a repo id to a local folder whose contents may be trusted, or a clear refusal; and a push."""
 
 import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,17 @@ import torch
 from torch import nn
 
 FORMAT_VERSION = 1
-CONFIG_NAME = "config.json"
+CONFIG_NAME, REPORT_NAME = "config.json", "report.json"
+# All that is ever fetched: neither code nor pickles can come along.
+LOADED = (CONFIG_NAME, REPORT_NAME, "*.safetensors", "*.safetensors.index.json")
 
 
 class LoadError(ValueError):
     """A generator could not be loaded; the message names the file, the cause and the remedy."""
+
+
+class PushError(RuntimeError):
+    """A push failed, and the repo is as it was before; the message names the cause and the remedy."""
 
 
 def resolve(
@@ -29,8 +37,12 @@ def resolve(
 
     """
     folder = Path(repo_or_path)
+    if ".." in Path(subfolder or "").parts or Path(subfolder or "").is_absolute():
+        raise LoadError(f"subfolder {subfolder!r} leads out of {repo_or_path}: name one inside it.")
     if not folder.is_dir():
-        folder = _download(str(repo_or_path), revision, token)
+        folder = _download(str(repo_or_path), revision, subfolder, token)
+    elif revision is not None:
+        raise LoadError(f"{folder} is a local folder, which has no revision {revision!r}: leave revision out.")
     folder = folder / (subfolder or "")
     if not (folder / CONFIG_NAME).is_file():
         nested = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
@@ -39,17 +51,90 @@ def resolve(
     return folder
 
 
-def _download(repo: str, revision: str | None, token: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+def _download(repo: str, revision: str | None, subfolder: str | None, token: str | None) -> Path:
+    from huggingface_hub import errors, snapshot_download
 
+    prefix = f"{subfolder}/" if subfolder else ""
     try:
-        return Path(snapshot_download(repo, revision=revision, token=token))
-    except (HFValidationError, OSError, ValueError) as error:  # every Hub error is an OSError or a ValueError
+        wanted = {"allow_patterns": [prefix + name for name in LOADED], "ignore_patterns": prefix + "*/*"}
+        return Path(snapshot_download(repo, revision=revision, token=token, **wanted))
+    except errors.HFValidationError as error:
+        raise LoadError(f"{repo!r} is neither a local folder nor a repo id such as 'me/generator'.") from error
+    except errors.GatedRepoError as error:
         raise LoadError(
-            f"{repo!r} is no local folder, and it could not be fetched from the Hub: {error} Check the path or the "
-            "repo id, the revision, your network and, for a private repo, your token."
+            f"{repo} is gated: ask for access on its page, then pass a token or `hf auth login`."
         ) from error
+    except errors.RevisionNotFoundError as error:
+        raise LoadError(f"{repo} has no revision {revision!r}: pass a branch, tag or commit that it has.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise LoadError(
+            f"{repo!r} is no local folder, and no model repo of that name can be seen on the Hub: check the spelling; "
+            "if it is private, pass a token or `hf auth login`."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise LoadError(
+            f"{repo!r} is no local folder, the Hub cannot be reached, and nothing is cached: check the network, "
+            "HF_ENDPOINT and HF_HUB_OFFLINE, or the path."
+        ) from error
+    except OSError as error:  # every other error of the Hub and of the disk is one
+        raise LoadError(f"{repo} could not be fetched: {error} Check your token and the network; try again.") from error
+
+
+def push(
+    write: Callable[[Path], None],
+    repo: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Make a folder and upload it as one commit; a file that a former push left there and this one lacks is deleted.
+
+    Args:
+        write: fills the folder it is given.
+        repo: id of the model repo; made if absent.
+        private: of a repo made here; the account's default if None.
+        revision: the branch; made if absent, `main` if None.
+        create_pr: open a pull request rather than commit to `main`.
+        token: with write access; the logged-in one if None.
+        commit_message: of the commit.
+
+    Returns:
+        The address of the commit, a `huggingface_hub.CommitInfo`.
+
+    Raises:
+        ValueError: `create_pr` with `revision`.
+        PushError: nothing was changed, but that the repo and the branch may have been made.
+
+    """
+    from huggingface_hub import HfApi, errors
+
+    if create_pr and revision is not None:
+        raise ValueError("A pull request goes to the main branch: leave revision out, or create_pr.")
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        try:
+            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+            if revision is not None:
+                api.create_branch(repo, branch=revision, exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or "Push generator with hf_gdd",
+                delete_patterns=list(LOADED),
+            )
+        except errors.HFValidationError as error:
+            raise PushError(f"{repo!r} is no repo id: pass one such as 'me/generator'.") from error
+        except (OSError, ValueError) as error:  # every error of the Hub is one or the other
+            raise PushError(
+                f"The push to {repo} failed: {error} What was there before still is. Log in with `hf auth login` or "
+                "pass a token that may write there, check the name and the network, and push again."
+            ) from error
 
 
 def read_config(folder: Path, expected: str | None = None) -> dict[str, Any]:

@@ -260,9 +260,7 @@ def test_every_run_of_random_real_has_its_own_subset_and_network(monkeypatch):
     monkeypatch.setattr(ImageTensors, "subset", lambda self, *args: subsets.append(args) or subset(self, *args))
     real, test = toy(), toy(seed=1)
     judge = judging.Judge(test, normaliser(real), ("convnet1",), 3, SHORT, 20, False)
-    monkeypatch.setattr(
-        judging, "build_network", lambda *args, seed: networks.append(seed) or build(*args, seed=seed)
-    )
+    monkeypatch.setattr(judging, "build_network", lambda *args, seed: networks.append(seed) or build(*args, seed=seed))
     result = judge.baselines(real, [2])[0]
     assert subsets == [(2, 20), (2, 21), (2, 22)]
     assert networks == [20, 21, 22] * 2  # the same ones for the full data

@@ -7,8 +7,9 @@ from PIL import Image
 from torch import nn
 
 from hf_gdd import AutoGenerator
-from hf_gdd.generators.base import GRID_COLUMNS, Sampling
+from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import MAX_SIZE, MIN_SIZE, ConditionalGANGenerator, Discriminator, map_sizes
+from hf_gdd.generators.model import GRID_COLUMNS
 from hf_gdd.pictures import image_grid
 from hf_gdd.report import Report, Result
 
@@ -307,6 +308,7 @@ def test_a_folder_keeps_pixels_and_config(tmp_path):
         "config.json",
         "diffusion_pytorch_model.safetensors",
         "grid.png",
+        "README.md",
     }
     for source in (tmp_path, str(tmp_path)):
         loaded = AutoGenerator.from_pretrained(source)
@@ -336,7 +338,7 @@ def test_the_report_travels_with_the_generator(tmp_path):
     generator.report = REPORT
     generator.save_pretrained(tmp_path)
     assert (tmp_path / "report.json").is_file()
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
     assert AutoGenerator.from_pretrained(tmp_path).report == REPORT
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_gdd import AutoGenerator
-from hf_gdd.generators.base import GeneratorModel
 from hf_gdd.generators.gan import ConditionalGANGenerator
+from hf_gdd.generators.model import GeneratorModel
 from hf_gdd.hub import FORMAT_VERSION, LoadError, resolve
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -53,24 +53,24 @@ def test_the_undamaged_folder_loads(folder):
 
 @pytest.mark.parametrize("path", ["no/such/folder", "bad name!"])
 def test_a_path_that_is_nothing(path):
-    with refused(path, "no local folder", "Check the path"):
+    with refused(path, "neither a local folder nor a repo id"):
         AutoGenerator.from_pretrained(path)
 
 
 def test_a_missing_absolute_folder(tmp_path):
-    with refused("gone", "no local folder", "Check the path"):
+    with refused("gone", "neither a local folder nor a repo id"):
         AutoGenerator.from_pretrained(tmp_path / "gone")
 
 
 def test_a_file_is_not_a_folder(folder):
-    with refused(WEIGHTS, "no local folder"):
+    with refused(WEIGHTS, "neither a local folder"):
         AutoGenerator.from_pretrained(folder / WEIGHTS)
 
 
 def test_no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with refused("someone/generator", "could not be fetched", "network", "token"):
+    with refused("someone/generator", "cannot be reached", "nothing is cached", "check the network"):
         AutoGenerator.from_pretrained("someone/generator")
 
 
@@ -84,7 +84,8 @@ def test_a_repo_is_fetched_at_its_revision(monkeypatch, folder):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     loaded = AutoGenerator.from_pretrained("someone/generator", revision="v1", token="secret")
     assert loaded.class_names == ("a", "b")
-    assert asked == [("someone/generator", {"revision": "v1", "token": "secret"})]
+    ((repo, options),) = asked
+    assert (repo, options["revision"], options["token"]) == ("someone/generator", "v1", "secret")
 
 
 def test_a_local_folder_asks_no_network(monkeypatch, folder):

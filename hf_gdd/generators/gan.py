@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from hf_gdd.generators.base import GeneratorModel
+from hf_gdd.generators.model import GeneratorModel
 from hf_gdd.hub import FORMAT_VERSION
 from hf_gdd.rng import noise
 

@@ -1,0 +1,229 @@
+"""A generator that is one torch module: sampling in tiles, saving, loading, pushing."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor
+
+from hf_gdd.card import generator_card
+from hf_gdd.generators.base import Sampling, check_request
+from hf_gdd.hub import REPORT_NAME, LoadError, check_loaded, push, read_config, resolve
+from hf_gdd.images import tanh_to_uint8
+from hf_gdd.pictures import image_grid
+from hf_gdd.report import Report
+
+# Images are always made this many at a time, padded if need be: kernels round differently for other batch sizes.
+TILE = {"cpu": 64}
+DEFAULT_TILE = 512
+GRID_COLUMNS, GRID_ROWS = 10, 100
+
+Model = TypeVar("Model", bound="GeneratorModel")
+
+
+class GeneratorModel(ModelMixin, ConfigMixin):
+    """A generator that is one torch module; a subclass writes `make`."""
+
+    config_name = "config.json"
+    max_ipc: int | None = None
+    report: Report | None = None
+    sampling: Any = Sampling()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the labels."""
+        return tuple(self.config.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.config.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.config.image_shape)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the real training images in unit range, per channel."""
+        return tuple(self.config.mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of the real training images in unit range, per channel."""
+        return tuple(self.config.std)
+
+    @property
+    def method(self) -> str:
+        """The training method's name."""
+        return (self.config.training or {}).get("method", "untrained")
+
+    @property
+    def seed(self) -> int:
+        """Of the training."""
+        return (self.config.training or {}).get("seed", 0)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of the weights and buffers."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of class, image shape, weights and buffers: equal fingerprints make equal images."""
+        digest = hashlib.sha256(repr((type(self).__name__, self.num_classes, self.image_shape)).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: Any) -> Tensor:
+        """Images in [-1, 1], one for each entry; each may depend on its own entry alone."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
+        """Make images, pixel for pixel the same in any batch on one device type and version.
+
+        Args:
+            labels: int64 [B].
+            indices: int64 [B], the number of each image within its class.
+            seed: another seed gives another image for every (label, index).
+            sampling: overrides `self.sampling`.
+
+        Returns:
+            uint8 [B, C, H, W] on the generator's device.
+
+        Raises:
+            ValueError: a label or an index is out of range.
+
+        """
+        check_request(self, labels, indices)
+        size = TILE.get(self.device.type, DEFAULT_TILE)
+        pad = (0, -len(labels) % size)
+        tiles = (F.pad(x, pad).to(self.device).split(size) for x in (labels, indices))
+        training = self.training
+        self.eval()
+        try:
+            images = [
+                tanh_to_uint8(self.make(*tile, seed, sampling or self.sampling)) for tile in zip(*tiles, strict=True)
+            ]
+        finally:
+            self.train(training)
+        empty = torch.empty(0, *self.image_shape, dtype=torch.uint8, device=self.device)
+        return torch.cat([empty, *images])[: len(labels)]
+
+    def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:
+        """None: the labels of a conditional generator are hard."""
+        return None
+
+    def grid(self, seed: int = 0) -> Any:
+        """A picture of the first images of each of the first 100 classes, a class a row."""
+        shown = min(self.num_classes, GRID_ROWS)
+        labels = torch.arange(shown).repeat_interleave(GRID_COLUMNS)
+        columns = torch.arange(GRID_COLUMNS).repeat(shown)
+        return image_grid(self.sample(labels, columns, seed), GRID_COLUMNS, self.class_names[:shown])
+
+    def save_pretrained(self, save_directory: str | Path, *, repo_id: str | None = None, **kwargs: Any) -> None:
+        """Write all that a push would: config.json, safetensors, grid.png, README.md and, if evaluated, report.json.
+
+        Args:
+            save_directory: made if absent.
+            repo_id: what the card tells people to load; the folder's name if None.
+            kwargs: for diffusers' `ModelMixin.save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            ValueError: `push_to_hub=True`, which would push before all is written; call `push_to_hub` instead.
+
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("Saving and pushing are two calls here: generator.push_to_hub(repo_id) does both.")
+        folder = Path(save_directory)
+        super().save_pretrained(folder, **kwargs)
+        self.grid().save(folder / "grid.png")
+        (folder / REPORT_NAME).unlink(missing_ok=True)  # that of other weights
+        if self.report is not None:
+            self.report.save(folder / REPORT_NAME)
+        card = generator_card(repo_id or folder.resolve().name, self.config, self.report)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | None = None,
+        commit_message: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Save to a temporary folder and upload that as one commit.
+
+        Args:
+            repo_id: of a model repo; made if absent.
+            private: of a repo made here; the account's default if None.
+            revision: the branch; made if absent, `main` if None.
+            create_pr: open a pull request rather than commit to `main`.
+            token: with write access; the logged-in one if None.
+            commit_message: of the commit.
+            kwargs: for `save_pretrained`.
+
+        Returns:
+            The address of the commit, a `huggingface_hub.CommitInfo`: its `oid` pins these images for ever.
+
+        Raises:
+            PushError: the repo is as it was; the message says what to do.
+
+        """
+        return push(
+            lambda folder: self.save_pretrained(folder, repo_id=repo_id, **kwargs),
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+            commit_message=commit_message,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        repo_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | None = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> Model:
+        """Load a generator, or refuse with the reason; never leaves a tensor unset.
+
+        Args:
+            repo_or_path: a local folder or a Hub repo id.
+            revision: branch, tag or commit of the repo.
+            subfolder: where in it the generator lies.
+            token: for private repos.
+            device: where to put it; where it was loaded if None.
+            kwargs: for diffusers' `ModelMixin.from_pretrained`, such as `dtype` or `variant`.
+
+        Raises:
+            LoadError: the generator is absent, damaged, of another class or of a newer format.
+
+        """
+        folder = resolve(repo_or_path, revision=revision, subfolder=subfolder, token=token)
+        read_config(folder, expected=cls.__name__)
+        try:
+            model, info = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+            if (folder / REPORT_NAME).is_file():
+                model.report = Report.load(folder / REPORT_NAME)
+        except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+            raise LoadError(
+                f"The generator in {folder} could not be loaded: {error} Fetch or save it again."
+            ) from error
+        check_loaded(model, info, folder)
+        return model if device is None else model.to(device)
