@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "AutoGenerator": "hf_gdd.generators.auto",
     "ConditionalGANGenerator": "hf_gdd.generators.gan",
-    "DistilledStream": "hf_gdd.builder",
+    "DistilledStream": "hf_gdd.stream",
     "GenerativeDistilledDataset": "hf_gdd.builder",
     "GlobalLocalConfig": "hf_gdd.trainers.global_local",
     "GlobalLocalTrainer": "hf_gdd.trainers.global_local",

@@ -173,15 +173,6 @@ class Augment:
             x = _apply("cutout", x, draw)
         return x
 
-    def without(self, operation: str) -> "Augment":
-        """Return this policy less one operation: training a network drops "cutout", matching keeps it.
-
-        Raises:
-            ValueError: the operation is unknown.
-        """
-        _require_known([operation])
-        return Augment("_".join(name for name in self._listed() if name != operation))
-
     def _listed(self) -> list[str]:
         return self.policy.split("_") if self.policy else []
 

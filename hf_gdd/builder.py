@@ -1,7 +1,5 @@
 """Back from a generator to training data: a cached `datasets` data set of any size, or an endless stream."""
 
-import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,39 +10,15 @@ import multiprocess
 import pyarrow as pa
 import torch
 from datasets.builder import Key
-from torch import Tensor
 
 from hf_gdd.generators.auto import AutoGenerator
-from hf_gdd.generators.base import Generator
+from hf_gdd.generators.base import Generator, check_ipc
 from hf_gdd.images import encode_png, features
+from hf_gdd.rng import check_seed
+from hf_gdd.stream import DEFAULT_BATCH, DistilledStream
 
 # Raise it when equal inputs begin to give other pixels: old caches are then left behind.
 PIXEL_VERSION = "1.0.0"
-DEFAULT_BATCH = 512
-
-
-def check_ipc(generator: Generator, ipc: int) -> None:
-    """Refuse a number of images per class that cannot be made.
-
-    Raises:
-        ValueError: it is under 1, or above what the generator holds.
-
-    """
-    if ipc < 1:
-        raise ValueError(f"ipc is {ipc}; ask for at least 1 image per class.")
-    if generator.max_ipc is not None and ipc > generator.max_ipc:
-        raise ValueError(f"ipc is {ipc}, but this generator holds {generator.max_ipc} images per class: ask for fewer.")
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that the noise cannot take.
-
-    Raises:
-        ValueError: it lies outside [0, 2**63).
-
-    """
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed}; it must lie in [0, 2**63).")
 
 
 @dataclass
@@ -141,90 +115,6 @@ def _features(generator: Generator) -> datasets.Features:
     return columns
 
 
-class DistilledStream(torch.utils.data.IterableDataset):
-    """Fresh images every epoch, made on the generator's device.
-
-    Epoch e holds the images e * ipc ... (e + 1) * ipc - 1 of every class, shuffled; epoch 0 is the materialised set.
-    Each pass over the stream is the next epoch. Where it stands is (epoch, position), so it resumes exactly.
-
-    Args:
-        generator: makes the images.
-        ipc: images per class in one epoch.
-        seed: of noise and order.
-        batch_size: at most this many images a batch; an epoch is split into batches of nearly equal size.
-        sampling: overrides the generator's own.
-
-    Raises:
-        ValueError: the generator holds a limited number of images, or ipc or batch_size is under 1.
-
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        ipc: int,
-        seed: int = 0,
-        batch_size: int | None = None,
-        sampling: Any = None,
-    ) -> None:
-        check_ipc(generator, ipc)
-        check_seed(seed)
-        if generator.max_ipc is not None:
-            raise ValueError(f"This generator holds {generator.max_ipc} images per class, no stream: materialise it.")
-        batch_size = DEFAULT_BATCH if batch_size is None else batch_size
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be positive.")
-        self.generator, self.ipc, self.seed, self.sampling = generator, ipc, seed, sampling
-        self.images_per_epoch = generator.num_classes * ipc
-        self.batches_per_epoch = math.ceil(self.images_per_epoch / batch_size)
-        self.epoch, self.position = 0, 0
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """The rest of this epoch: dicts of `image` uint8 [B, C, H, W] and `label` int64 [B], on the device."""
-        if torch.utils.data.get_worker_info() is not None:
-            raise RuntimeError("A DistilledStream already makes batches on its device: use num_workers=0.")
-        for images, labels in self.batches(self.batches_per_epoch - self.position):
-            yield {"image": images, "label": labels}
-
-    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The next `count` batches, across epochs. Small ones are made many at a time, whatever epoch they are of."""
-        ahead = max(1, DEFAULT_BATCH * self.batches_per_epoch // self.images_per_epoch)
-        places = itertools.islice(self._places(), count)
-        while plan := list(itertools.islice(places, ahead)):
-            rows = [batch for _, batch in plan]
-            labels, indices = torch.cat(rows, dim=1)
-            images = self.generator.sample(labels, indices, self.seed, self.sampling)
-            sizes = [batch.shape[1] for batch in rows]
-            made = zip(images.split(sizes), labels.to(images.device).split(sizes), strict=True)
-            for ((epoch, position), _), batch in zip(plan, made, strict=True):
-                last = position + 1 == self.batches_per_epoch
-                self.epoch, self.position = (epoch + 1, 0) if last else (epoch, position + 1)
-                yield batch
-
-    def _places(self) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        """From here on, for ever: (epoch, position) and the labels and indices [2, B] of the batch there."""
-        position = self.position
-        for epoch in itertools.count(self.epoch):
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-            order = torch.randperm(self.images_per_epoch, generator=generator)
-            rows = torch.stack([order // self.ipc, epoch * self.ipc + order % self.ipc])
-            batches = rows.tensor_split(self.batches_per_epoch, dim=1)
-            yield from (((epoch, i), batches[i]) for i in range(position, self.batches_per_epoch))
-            position = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch."""
-        self.epoch, self.position = epoch, 0
-
-    def state_dict(self) -> dict[str, int]:
-        """The place of the next batch."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue with the batch that was next."""
-        self.epoch, self.position = state["epoch"], state["position"]
-
-
 def load_distilled_dataset(
     generator: Generator | str | Path,
     *,
@@ -267,6 +157,10 @@ def load_distilled_dataset(
         ValueError: ipc, seed, split or num_proc do not fit.
 
     """
+    if not split.startswith("train"):
+        raise ValueError(f"There is no split {split!r}: a distilled set is 'train', or a part such as 'train[:50%]'.")
+    if streaming and (split, num_proc) != ("train", None):
+        raise ValueError("A stream is all of 'train', made as it is read: leave out split and num_proc.")
     if not hasattr(generator, "sample"):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         generator = AutoGenerator.from_pretrained(

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from hf_gdd.augment import Augment
 from hf_gdd.images import ImageTensors, to_unit
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES, PRECISIONS = ("constant", "cosine"), ("no", "bf16")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Recipe:
         weight_decay: weight decay of SGD.
         schedule: `constant` or `cosine` (to zero over the whole training).
         augment: policy of `hf_gdd.augment.Augment`, drawn anew for each sample; "" for none.
+        mixed_precision: `no` or `bf16`, of forward and loss.
         floor: full-data accuracy in [0, 1] under which the recipe is too weak to judge a data set by.
 
     Raises:
@@ -43,6 +45,7 @@ class Recipe:
     weight_decay: float = 5e-4
     schedule: str = "constant"
     augment: str = "color_crop"
+    mixed_precision: str = "no"
     floor: float = 0.0
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class Recipe:
             raise ValueError(f"Recipe.max_steps is {self.max_steps}; pass a positive number, or None for no bound.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"Unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}.")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"Unknown mixed_precision {self.mixed_precision!r}; choose {' or '.join(PRECISIONS)}.")
         Augment(self.augment)
 
     def batches(self, images: int) -> int:
@@ -72,18 +77,18 @@ RECIPES = {
 }
 
 
-def find_recipe(recipe: "Recipe | str | None", **overrides: Any) -> Recipe:
-    """A recipe by name (None is `paper`), with single fields replaced.
+def find_recipe(recipe: Recipe | str | None) -> Recipe:
+    """A recipe by name; None is `paper`.
 
     Raises:
         ValueError: unknown name.
 
     """
-    if not isinstance(recipe, Recipe):
-        if (recipe or "paper") not in RECIPES:
-            raise ValueError(f"Unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)} or pass a Recipe.")
-        recipe = RECIPES[recipe or "paper"]
-    return replace(recipe, **overrides)
+    if isinstance(recipe, Recipe):
+        return recipe
+    if (recipe or "paper") not in RECIPES:
+        raise ValueError(f"Unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)} or pass a Recipe.")
+    return RECIPES[recipe or "paper"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,14 @@ class Normaliser:
 
     def __call__(self, unit: Tensor) -> Tensor:
         """Normalise; differentiable."""
-        mean, std = (unit.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = _on_device(self.mean, unit.device), _on_device(self.std, unit.device)
         return (unit - mean) / std
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Made once: each copy to a GPU would wait for it."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 class Learner:
@@ -111,7 +122,7 @@ class Learner:
     """
 
     def __init__(self, network: nn.Module, normalise: Normaliser, recipe: Recipe, steps: int) -> None:
-        self.network, self.normalise = network, normalise
+        self.network, self.normalise, self.bf16 = network, normalise, recipe.mixed_precision == "bf16"
         self.augment = Augment(recipe.augment)
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -125,7 +136,8 @@ class Learner:
         """One SGD step of cross-entropy on uint8 images [B, C, H, W]; returns the loss, still on the device."""
         x = self.normalise(to_unit(images))
         x = self.augment(x, self.augment.draw(len(x), generator, x.device))
-        loss = F.cross_entropy(self.network(x)[0], labels)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = F.cross_entropy(self.network(x)[0], labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

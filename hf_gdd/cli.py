@@ -71,7 +71,7 @@ class Materialize:
         ipc: images per class; several give several sets. A smaller set is the beginning of a larger one.
         output_dir: each set goes to <output_dir>/ipc<N>-seed<S>/train.parquet.
         seed: another seed gives other images.
-        truncation: factor on the noise; under 1 trades variety for typical images.
+        truncation: factor on the noise, the generator's own if not given; under 1 trades variety for typical images.
         revision: branch, tag or commit of the repo.
         num_proc: processes; each makes a part of the classes.
 
@@ -81,14 +81,14 @@ class Materialize:
     ipc: tuple[int, ...] = (10,)
     output_dir: str = "distilled"
     seed: int = 0
-    truncation: float = 1.0
+    truncation: float | None = None
     revision: str | None = None
     num_proc: int | None = None
 
     def __call__(self) -> None:
         """Make the sets, and say how to load them."""
         generator = AutoGenerator.from_pretrained(self.generator, revision=self.revision)
-        sampling = Sampling(truncation=self.truncation)
+        sampling = None if self.truncation is None else Sampling(self.truncation)
         for ipc in self.ipc:
             data = load_distilled_dataset(generator, ipc=ipc, seed=self.seed, sampling=sampling, num_proc=self.num_proc)
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
@@ -105,9 +105,9 @@ class Evaluate:
     generator's own folder if it is a local one.
 
     Attributes:
-        source: folder or Hub repo id of a generator, or a distilled data set.
+        source: folder or Hub repo id of a generator, or the folder of a distilled data set.
         dataset: the real data set: its train split gives the baselines, its test split the test.
-        ipc: images per class, for a generator; several give several rows.
+        ipc: images per class; several give several rows. 10 for a generator, what it holds for a data set.
         protocol: `fixed` is one set of IPC images per class; `dynamic` is that many fresh ones every epoch, as IPC is
             meant in the papers on generators; `dynamic-best5-test` also keeps the best of five looks at the test set.
         networks: architectures, such as convnet3, resnet18-dd, alexnet, vgg11.
@@ -124,7 +124,7 @@ class Evaluate:
 
     source: Positional[str]
     dataset: str
-    ipc: tuple[int, ...] = (10,)
+    ipc: tuple[int, ...] = ()
     protocol: tuple[Literal["fixed", "dynamic", "dynamic-best5-test"], ...] = ("fixed",)
     networks: tuple[str, ...] = ("convnet3",)
     n: int = 5
@@ -141,14 +141,15 @@ class Evaluate:
         folder = Path(self.source)
         is_generator = (folder / CONFIG_NAME).is_file() or not folder.is_dir()
         train = AutoGenerator.from_pretrained(self.source, revision=self.revision) if is_generator else self.source
-        size = train.image_shape[-1] if is_generator else None
+        train = train if is_generator else as_images(train, "train")
+        size = (train.image_shape if is_generator else train.shape)[-1]
         columns = {"image_column": self.image_column, "label_column": self.label_column, "image_size": size}
         real, test = (as_images(self.dataset, split, **columns) for split in ("train", self.test_split))
         report = evaluate(
             train,
             test,
             real=real,
-            ipc=self.ipc if is_generator else None,
+            ipc=self.ipc or ((10,) if is_generator else ()),
             protocol=self.protocol,
             networks=self.networks,
             n=self.n,
@@ -164,7 +165,8 @@ class Evaluate:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 if the run failed, 2 for bad input, 128 + n after signal n."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_gdd").setLevel(logging.INFO)
     try:
         _parse(argv)()
     except Interrupted as stop:
@@ -176,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -196,7 +198,7 @@ def _distill_defaults(argv: list[str]) -> Distill:
     """What --preset or --config say, which the other options then override.
 
     Raises:
-        ValueError: the config is not of a run of this trainer, or the data set has changed since.
+        ValueError: the config is not of a run of this trainer, or --preset is given too.
 
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

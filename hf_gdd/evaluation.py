@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 
-from hf_gdd.builder import check_ipc
 from hf_gdd.classifiers import Normaliser, Recipe, find_recipe
-from hf_gdd.generators.base import Generator
+from hf_gdd.generators.base import Generator, check_ipc
 from hf_gdd.images import ImageTensors
 from hf_gdd.judging import LOOKS, Judge
 from hf_gdd.networks import NetworkSpec
 from hf_gdd.report import Report
+from hf_gdd.rng import check_seed
 
 
 def evaluate(
@@ -27,6 +27,7 @@ def evaluate(
     n: int = 5,
     recipe: Recipe | str | None = None,
     seed: int = 0,
+    sampling: Any = None,
     name: str | None = None,
     with_baselines: bool = True,
     device: str | torch.device | None = None,
@@ -48,6 +49,7 @@ def evaluate(
         n: networks of each architecture.
         recipe: a `Recipe` or the name of one; `paper` if None.
         seed: of the images; network i, and a stream for it, are drawn from `seed + i`.
+        sampling: overrides the generator's own.
         name: of the row; the generator's method, or `dataset`, if None.
         with_baselines: False if they are in another report that this one will be merged with.
         device: where to train; the generator's, else CUDA if there is one.
@@ -60,33 +62,33 @@ def evaluate(
     generator = train if hasattr(train, "sample") else None
     ipcs, protocols = _several(ipc), _several(protocol)
     _check_request(generator, ipcs, protocols)
+    check_seed(seed)
     device = device or getattr(generator, "device", None)
     test = as_images(test, "test", device)
     real = None if real is None else as_images(real, "train", device)
     own = as_images(train, "train", device) if generator is None else None
-    ipcs = ipcs if own is None else (_ipc_of(own, ipcs),)
-    if real is not None:
-        _check_comparable(test, real)
-        for size in ipcs if with_baselines else ():
-            real.require_ipc(size)
-    sets = {size: own or _sample_set(generator, size, seed, test.device) for size in ipcs}
-    for data in sets.values():
-        _check_comparable(test, data)
-
-    normalise, origin = _normaliser(generator, data, real)
-    judge = Judge(test, normalise, tuple(networks), n, find_recipe(recipe), seed, progress)
-    row = {"name": name or getattr(generator, "method", "dataset"), "generator_seed": getattr(generator, "seed", None)}
-    results = []
-    for size, data in sets.items():
-        for how in protocols:
-            cell = row | {"protocol": how, "ipc": size}
-            if how == "fixed":
-                results += judge.fixed(lambda i, data=data: data, len(data), data.images.nbytes, **cell)
-            else:
-                results += judge.stream(generator, **cell)
+    for other in (real, own, generator):
+        if other is not None:
+            _check_comparable(test, other)
+    if own is not None:
+        ipcs = (_ipc_of(own, ipcs, exact=real is not None and with_baselines),)
     if real is not None and with_baselines:
-        results += judge.baselines(real, sets)
-    return judge.report(results, real or data, origin)
+        for size in ipcs:
+            real.require_ipc(size)
+    normalise, origin = _normaliser(generator, own, real)
+    judge = Judge(test, normalise, _several(networks), n, find_recipe(recipe), seed, progress)
+
+    results = []
+    for size in ipcs:
+        if own is not None:
+            row = {"name": name or "dataset", "protocol": "fixed", "ipc": size}
+            results += judge.fixed(lambda i: own, len(own), own.images.nbytes, **row)
+        for how in protocols if generator is not None else ():
+            row = {"name": name or generator.method, "protocol": how, "ipc": size}
+            results += judge.generator(generator, sampling or generator.sampling, **row)
+    if real is not None and with_baselines:
+        results += judge.baselines(real, ipcs)
+    return judge.report(results, _origin(generator, own, real), origin)
 
 
 def baselines(
@@ -106,9 +108,10 @@ def baselines(
     _check_comparable(test, real)
     for ipc in ipcs:
         real.require_ipc(ipc)
-    normalise, origin = _normaliser(None, real, real)
-    judge = Judge(test, normalise, tuple(networks), n, find_recipe(recipe), seed, progress)
-    return judge.report(judge.baselines(real, ipcs), real, origin)
+    check_seed(seed)
+    normalise, origin = _normaliser(None, None, real)
+    judge = Judge(test, normalise, _several(networks), n, find_recipe(recipe), seed, progress)
+    return judge.report(judge.baselines(real, ipcs), _origin(None, None, real), origin)
 
 
 def as_images(data: Any, split: str, device: str | torch.device | None = None, **kwargs: Any) -> ImageTensors:
@@ -119,34 +122,46 @@ def as_images(data: Any, split: str, device: str | torch.device | None = None, *
 
 def _several(value: Any) -> tuple[Any, ...]:
     """One or several values as a tuple without repetition; None as none."""
-    values = (value,) if isinstance(value, (int, str)) else () if value is None else tuple(value)
+    values = (value,) if isinstance(value, (int, str)) or callable(value) else () if value is None else tuple(value)
     return tuple(dict.fromkeys(values))
 
 
-def _sample_set(generator: Generator, ipc: int, seed: int, device: torch.device) -> ImageTensors:
-    """The materialised set, without the detour through files."""
-    labels = torch.arange(generator.num_classes).repeat_interleave(ipc)
-    images = generator.sample(labels, torch.arange(ipc).repeat(generator.num_classes), seed)
-    source = f"{generator.method} generator {generator.fingerprint[:12]}, IPC {ipc}, seed {seed}"
-    return ImageTensors(images.to(device), labels.to(device), generator.class_names, source, device)
+def _ipc_of(data: ImageTensors, asked: tuple[int, ...], exact: bool) -> int:
+    """The images per class of a data set, on average if it need not be `exact`.
 
+    Raises:
+        ValueError: it was asked for another number, or its classes differ in size and that matters.
 
-def _ipc_of(data: ImageTensors, asked: tuple[int, ...]) -> int:
-    """The images per class of a data set, on average if its classes differ; ValueError if it was asked for others."""
+    """
     if asked and set(data.class_counts) != set(asked):
         raise ValueError(
             f"ipc is {asked[0]}, but {data.source} does not hold that many images of every class: leave ipc out."
         )
+    if exact and len(set(data.class_counts)) > 1:
+        raise ValueError(
+            f"The classes of {data.source} have {min(data.class_counts)} to {max(data.class_counts)} images, so no "
+            "random-real subset is its equal: balance them, or pass with_baselines=False."
+        )
     return len(data) // data.num_classes
 
 
-def _normaliser(generator: Generator | None, data: ImageTensors, real: ImageTensors | None) -> tuple[Normaliser, str]:
+def _normaliser(
+    generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None
+) -> tuple[Normaliser, str]:
     """The real set's statistics where there is one, else those the generator carries, else the set's own."""
     if real is not None:
         return Normaliser(real.mean, real.std), "the real training set"
     if generator is not None:
-        return Normaliser(generator.mean, generator.std), "the generator's record of its training set"
-    return Normaliser(data.mean, data.std), "the evaluated set itself"
+        return Normaliser(tuple(generator.mean), tuple(generator.std)), "the generator's record of its training set"
+    return Normaliser(own.mean, own.std), "the evaluated set itself"
+
+
+def _origin(generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None) -> str:
+    """What stands behind the numbers: the real training set if it is known, else what was evaluated."""
+    data = own if real is None else real
+    if data is None:
+        return f"unknown, of a {generator.method} generator ({generator.fingerprint[:12]})"
+    return f"{data.source} ({data.fingerprint[:12]})"
 
 
 def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols: tuple[str, ...]) -> None:
@@ -165,10 +180,12 @@ def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols
         check_ipc(generator, ipc)
 
 
-def _check_comparable(test: ImageTensors, other: ImageTensors) -> None:
+def _check_comparable(test: ImageTensors, other: ImageTensors | Generator) -> None:
     test.check_same_classes(other)
-    if test.shape != other.shape:
+    source = getattr(other, "source", "the generator")
+    shape = getattr(other, "shape", None) or tuple(other.image_shape)
+    if test.shape != shape:
         raise ValueError(
-            f"Images of {test.source} are {test.shape}, those of {other.source} {other.shape} (channels, height, "
-            "width): load the test set with ImageTensors.from_dataset(test, image_size=...)."
+            f"Images of {test.source} are {test.shape}, those of {source} {shape} (channels, height, width): load the "
+            "test set with ImageTensors.from_dataset(test, image_size=...)."
         )

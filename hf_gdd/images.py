@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -196,12 +196,13 @@ class ImageTensors:
         self.require_ipc(ipc)
         return self._rows(self._draw([ipc] * self.num_classes, seed), f"[random {ipc} per class, seed {seed}]")
 
-    def check_same_classes(self, other: ImageTensors) -> None:
-        """Raise ValueError unless `other` has the same class names in the same order."""
+    def check_same_classes(self, other: Any) -> None:
+        """Raise ValueError unless `other`, images or a generator, has the same class names in the same order."""
+        source = getattr(other, "source", "the generator")
         for label, (mine, theirs) in enumerate(zip_longest(self.class_names, other.class_names)):
             if mine != theirs:
                 raise ValueError(
-                    f"Label {label} is {mine!r} in {self.source} but {theirs!r} in {other.source}: give "
+                    f"Label {label} is {mine!r} in {self.source} but {theirs!r} in {source}: give "
                     "both the same classes in the same order, with ds.align_labels_with_mapping(...), say."
                 )
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_gdd.builder import DistilledStream
 from hf_gdd.classifiers import Learner, Normaliser, Recipe, accuracy, epochs_of, fit_classifier
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import NetworkSpec, build_network, network_name
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
 from hf_gdd.rng import Random
+from hf_gdd.stream import DistilledStream
 
 # How often each protocol looks at the test set. The public DiM code keeps the best of five looks; we look once.
 LOOKS = {"fixed": 1, "dynamic": 1, "dynamic-best5-test": 5}
@@ -64,6 +64,7 @@ class Judge:
         protocol: str,
         ipc: int | None,
         generator_seed: int | None = None,
+        sampling: str | None = None,
     ) -> list[Result]:
         """Train and test n networks of each architecture on `batches(i, random)`, of `images` images an epoch."""
         steps, looks, results = self.recipe.steps(images), LOOKS[protocol], []
@@ -88,6 +89,7 @@ class Judge:
                 distinct_images=int(images * epochs),
                 stored_bytes=stored_bytes,
                 seconds=time.perf_counter() - started,
+                sampling=sampling,
             )
             results.append(result)
         return results
@@ -109,17 +111,24 @@ class Judge:
         """Networks that each see one set, `data(i)` of `images` images, in reshuffled epochs."""
         return self.train(lambda i, random: epochs_of(data(i), self.recipe, random.device), images, stored_bytes, **row)
 
-    def stream(self, generator: Generator, *, ipc: int, **row: Any) -> list[Result]:
-        """Networks that each see `ipc` fresh images of every class an epoch, network i those of seed `seed + i`."""
+    def generator(self, generator: Generator, sampling: Any, *, protocol: str, ipc: int, **row: Any) -> list[Result]:
+        """Networks that see `ipc` images of every class: always the same, or fresh ones, network i from seed + i."""
+        row |= {"protocol": protocol, "ipc": ipc, "generator_seed": generator.seed}
+        row["sampling"] = ", ".join(f"{name}={value}" for name, value in sampling.identity().items())
         images = ipc * generator.num_classes
+        if protocol == "fixed":
+            labels = torch.arange(generator.num_classes).repeat_interleave(ipc)
+            made = generator.sample(labels, torch.arange(ipc).repeat(generator.num_classes), self.seed, sampling)
+            place, names = self.test.device, tuple(generator.class_names)
+            data = ImageTensors(made.to(place), labels.to(place), names, "materialised", place)
+            return self.fixed(lambda i: data, images, made.nbytes, **row)
         size, steps = self.recipe.batch_size, self.recipe.steps(images)
-        return self.train(
-            lambda i, random: DistilledStream(generator, ipc, self.seed + i, size).batches(steps),
-            images,
-            generator.stored_bytes,
-            ipc=ipc,
-            **row,
-        )
+
+        def batches(i: int, random: Random) -> Batches:
+            for made in DistilledStream(generator, ipc, self.seed + i, size, sampling).batches(steps):
+                yield tuple(part.to(self.test.device) for part in made)
+
+        return self.train(batches, images, generator.stored_bytes, **row)
 
     def baselines(self, real: ImageTensors, ipcs: Iterable[int]) -> list[Result]:
         """For each IPC random real images, another subset for each network; and the ceiling, all of them."""
@@ -130,16 +139,16 @@ class Judge:
         row = {"name": FULL_DATA, "protocol": "fixed", "ipc": None}
         return results + self.fixed(lambda i: real, len(real), len(real) * image, **row)
 
-    def report(self, results: list[Result], train: ImageTensors, origin: str) -> Report:
+    def report(self, results: list[Result], train: str, normalisation: str) -> Report:
         """Results with these circumstances."""
         device = self.test.device
         cpu = f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
         return Report(
             results=tuple(results),
-            train=f"{train.source} ({train.fingerprint[:12]})",
+            train=train,
             test=f"{self.test.source} ({self.test.fingerprint[:12]})",
             recipe=asdict(self.recipe),
-            normalisation=origin,
+            normalisation=normalisation,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
             versions={name: version(name) for name in ("hf_gdd", "torch", "datasets")},
         )

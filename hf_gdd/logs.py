@@ -1,5 +1,6 @@
 """The metrics of a run: fetched seldom, checked always, kept as JSON lines and as curves."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,18 +22,33 @@ class MetricsLog:
         run: where the lines and the curves go.
         write: whether this process writes; one of several does.
         forward: called with (means, step), for trackers.
+        reduce: averages a tensor over the processes, so that all of them see the same losses.
 
     """
 
-    def __init__(self, run: RunFolder, write: bool, forward: Callable[[dict[str, float], int], None]) -> None:
-        self.run, self.write, self.forward = run, write, forward
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+    def __init__(
+        self,
+        run: RunFolder,
+        write: bool,
+        forward: Callable[[dict[str, float], int], None],
+        reduce: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        self.run, self.write, self.forward, self.reduce = run, write, forward, reduce
+        self.pending: list[tuple[int, str, Tensor]] = []
+        self.fetched: list[tuple[int, str, float]] = []
         self.images, self.since = 0, 0.0
 
     def add(self, step: int, images: int, metrics: dict[str, Tensor]) -> None:
         """Remember a step's scalars without waiting for the device."""
-        self.pending.append((step, metrics))
+        self.pending += [(step, name, value) for name, value in metrics.items()]
         self.images += images
+
+    def fetch(self) -> None:
+        """Wait for the device and bring over what is pending."""
+        if self.pending:
+            values = self.reduce(torch.stack([value.float() for _, _, value in self.pending])).tolist()
+            self.fetched += [(step, name, value) for (step, name, _), value in zip(self.pending, values, strict=True)]
+            self.pending = []
 
     def flush(self, stage: str, seconds: float) -> dict[str, Any]:
         """Log the means since the last flush; returns the record, empty if there was nothing.
@@ -45,21 +61,18 @@ class MetricsLog:
             NonFiniteLossError: naming the first step and term that are not finite.
 
         """
-        if not self.pending:
+        self.fetch()
+        if not self.fetched:
             return {}
-        entries = [(step, name, value) for step, metrics in self.pending for name, value in metrics.items()]
-        values = torch.stack([value.float() for _, _, value in entries])
-        finite = torch.isfinite(values).tolist()
-        if not all(finite):
-            step, name, value = entries[finite.index(False)]
-            raise NonFiniteLossError(f"{name} became {float(value)} in step {step} (stage {stage}).")
         series: dict[str, list[float]] = {}
-        for (_, name, _), value in zip(entries, values.tolist(), strict=True):
+        for step, name, value in self.fetched:
+            if not math.isfinite(value):
+                raise NonFiniteLossError(f"{name} became {value} in step {step} (stage {stage}).")
             series.setdefault(name, []).append(value)
         means = {name: sum(parts) / len(parts) for name, parts in series.items()}
-        step, rate = self.pending[-1][0], self.images / max(seconds - self.since, 1e-9)
+        step, rate = self.fetched[-1][0], self.images / max(seconds - self.since, 1e-9)
         record = {"step": step, "stage": stage, **means, "seconds": seconds, "images_per_second": rate}
-        self.pending, self.images, self.since = [], 0, seconds
+        self.fetched, self.images, self.since = [], 0, seconds
         if self.write:
             self.run.log(record)
             self.forward(means, step)

@@ -12,17 +12,24 @@ from torch import Tensor
 ADVERSARIAL = ("wgan-gp", "minimax")
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Undo the reduced precision of a forward pass: sums and means of bfloat16 are too coarse to be losses."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def generator_adversarial(fake: Tensor, form: str) -> Tensor:
     """What the generator minimises over the scores of its images.
 
     `wgan-gp`: the negative critic score, as the public DiM code (Gu et al., 2023) runs it. `minimax`: log(1 - D(fake)),
     Eq. 4 of Li et al. (2024).
     """
+    fake = at_least_float32(fake)
     return -fake.mean() if form == "wgan-gp" else -F.softplus(fake).mean()
 
 
 def discriminator_adversarial(real: Tensor, fake: Tensor, form: str) -> Tensor:
     """What the discriminator minimises over its scores; `wgan-gp` also needs `gradient_penalty`."""
+    real, fake = at_least_float32(real), at_least_float32(fake)
     if form == "wgan-gp":
         return fake.mean() - real.mean()
     return F.softplus(-real).mean() + F.softplus(fake).mean()
@@ -48,39 +55,35 @@ def _logsoftmax_mean(fake: Tensor, real: Tensor) -> Tensor:
     return F.mse_loss(fake.log_softmax(1), real.log_softmax(1))
 
 
-def _logit_mean(fake: Tensor, real: Tensor) -> Tensor:
-    return F.mse_loss(fake, real)
-
-
-def _logit_sum(fake: Tensor, real: Tensor) -> Tensor:
+def _squares_sum(fake: Tensor, real: Tensor) -> Tensor:
     return F.mse_loss(fake, real, reduction="sum")
 
 
 def _batchmean_sum(fake: Tensor, real: Tensor) -> Tensor:
-    return F.mse_loss(fake.mean(0), real.mean(0), reduction="sum")
+    return _squares_sum(fake.mean(0), real.mean(0))
 
 
 def _paired_sum_batchmean(fake: Tensor, real: Tensor) -> Tensor:
-    return F.mse_loss(fake, real, reduction="sum") / len(fake)
+    return _squares_sum(fake, real) / len(fake)
 
 
 # The published texts leave the reductions open; the first of each is what the published weights 0.01 and 0.001 fit.
 GLOBAL: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "logsoftmax_mean": _logsoftmax_mean,  # the public DiM code
-    "logit_mean": _logit_mean,
-    "logit_sum": _logit_sum,  # Eq. 6 of Li et al. (2024), to the letter
+    "logit_mean": F.mse_loss,
+    "logit_sum": _squares_sum,  # Eq. 6 of Li et al. (2024), to the letter
 }
 LOCAL: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "batchmean_sum": _batchmean_sum,  # the feature branch of the public DiM code
-    "paired_mean": _logit_mean,
-    "paired_sum": _logit_sum,  # Eq. 7 of Li et al. (2024), to the letter
+    "paired_mean": F.mse_loss,
+    "paired_sum": _squares_sum,  # Eq. 7 of Li et al. (2024), to the letter
     "paired_sum_batchmean": _paired_sum_batchmean,
 }
 
 
 def global_loss(fake_logits: Tensor, real_logits: Tensor, reduction: str = "logsoftmax_mean") -> Tensor:
     """Distance between the logits [B, K] of generated and real images of equal labels (Li et al., 2024, Eq. 6)."""
-    return GLOBAL[reduction](fake_logits, real_logits)
+    return GLOBAL[reduction](at_least_float32(fake_logits), at_least_float32(real_logits))
 
 
 def local_loss(fake_features: Tensor, real_features: Tensor, reduction: str = "batchmean_sum") -> Tensor:
@@ -89,7 +92,7 @@ def local_loss(fake_features: Tensor, real_features: Tensor, reduction: str = "b
     Paired reductions compare image with image, so they also reward a generator for losing variety; `batchmean_sum`
     compares the batch means and does not.
     """
-    return LOCAL[reduction](fake_features, real_features)
+    return LOCAL[reduction](at_least_float32(fake_features), at_least_float32(real_features))
 
 
 def gradient_shares(terms: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:

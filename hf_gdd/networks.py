@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from hf_gdd.rng import seeded
+
 Shape = tuple[int, int, int]
 NetworkSpec = str | Callable[[int, Shape], nn.Module]
 _Size = tuple[int, int]
@@ -43,10 +45,7 @@ def build_network(spec: NetworkSpec, num_classes: int, shape: Shape, seed: int |
         close = difflib.get_close_matches(spec, _BUILDERS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown network {spec!r}.{hint} Accepted names: {', '.join(_BUILDERS)}.")
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            # torch.manual_seed would reseed every CUDA device as well, which nothing here would restore.
-            torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         if isinstance(spec, str):
             return _BUILDERS[spec](num_classes, shape)
         return _adapt(spec(num_classes, shape), network_name(spec), num_classes, shape)

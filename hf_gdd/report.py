@@ -26,6 +26,7 @@ class Result:
         distinct_images: how many different images one network saw.
         stored_bytes: of the artefact: raw uint8 pixels for a set, weights for a generator.
         seconds: wall time of all n networks together.
+        sampling: what changed the generator's pixels, such as "truncation=1.0"; None where there is no generator.
 
     """
 
@@ -40,11 +41,12 @@ class Result:
     distinct_images: int
     stored_bytes: int
     seconds: float
+    sampling: str | None = None
 
     @property
-    def cell(self) -> tuple[str, str, str, int | None]:
+    def cell(self) -> tuple[str, str | None, str, str, int | None]:
         """What is compared: results of one cell differ only in the generator's seed."""
-        return (self.name, self.protocol, self.network, self.ipc)
+        return (self.name, self.sampling, self.protocol, self.network, self.ipc)
 
     @property
     def mean(self) -> float:
@@ -83,12 +85,10 @@ class Report:
     @property
     def problems(self) -> tuple[str, ...]:
         """Why these numbers must not be trusted or compared, if anything."""
-        found = []
         floor = self.recipe.get("floor", 0.0)
-        found += [
+        found = [
             f"recipe invalid: {result.network} reaches {result.mean:.1%} on full data, under its floor of {floor:.1%}"
-            for result in self.results
-            if result.name == FULL_DATA and result.mean < floor
+            for result in self._too_weak()
         ]
         baselines = {(result.network, result.ipc) for result in self.results if result.name == RANDOM_REAL}
         if any((result.network, result.ipc) not in baselines for result in self.results if result.ipc):
@@ -96,9 +96,12 @@ class Report:
         return tuple(found)
 
     @property
-    def valid(self) -> bool:
-        """Whether the recipe can tell good data from bad: full data reaches the recipe's floor."""
-        return not any(problem.startswith("recipe invalid") for problem in self.problems)
+    def valid(self) -> bool | None:
+        """Whether the recipe can tell good data from bad: full data reaches its floor. None if that was not tested."""
+        return not self._too_weak() if self.find(FULL_DATA) else None
+
+    def _too_weak(self) -> list[Result]:
+        return [result for result in self.find(FULL_DATA) if result.mean < self.recipe.get("floor", 0.0)]
 
     @classmethod
     def merge(cls, reports: Iterable["Report"]) -> "Report":
@@ -161,17 +164,21 @@ class Report:
         ]
         header += ["stored", "steps", "seconds"]
         lines = [" | ".join(header), " | ".join(["---"] * len(header))]
+        several = len({result.sampling for result in self.results if result.sampling}) > 1
         for cell in dict.fromkeys(result.cell for result in self.results):
-            lines.append(" | ".join(_row([result for result in self.results if result.cell == cell])))
+            lines.append(" | ".join(_row([result for result in self.results if result.cell == cell], several)))
         table = "\n".join(f"| {line} |" for line in lines)
         return "\n\n".join([table, self._circumstances(), *(f"**{problem}**" for problem in self.problems)])
 
     def _circumstances(self) -> str:
         recipe = ", ".join(f"{key} {value}" for key, value in self.recipe.items())
         versions = ", ".join(f"{key} {value}" for key, value in self.versions.items())
+        samplings = dict.fromkeys(result.sampling for result in self.results if result.sampling)
+        sampling = f"Sampling: {', '.join(samplings)}. " if samplings else ""
         return (
             f"± is the sample deviation over networks; `between` is over generators. Train {self.train}; "
-            f"test {self.test}. Recipe: {recipe}. Normalised by {self.normalisation}. {self.device}; {versions}."
+            f"test {self.test}. {sampling}Recipe: {recipe}. Normalised by {self.normalisation}. {self.device}; "
+            f"{versions}."
         )
 
     def __str__(self) -> str:
@@ -189,7 +196,7 @@ def _deviation(values: Iterable[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _row(results: list[Result]) -> list[str]:
+def _row(results: list[Result], with_sampling: bool) -> list[str]:
     """One cell: the mean over generators, deviations over networks and over generators kept apart."""
     first, means = results[0], [result.mean for result in results]
     accuracy = f"{100 * statistics.fmean(means):.1f} ± {100 * statistics.fmean(r.std for r in results):.1f}"
@@ -197,7 +204,7 @@ def _row(results: list[Result]) -> list[str]:
         accuracy += f" (between {100 * _deviation(means):.1f})"
     generators = "-" if first.generator_seed is None else str(len(results))
     return [
-        first.name,
+        f"{first.name}, {first.sampling}" if with_sampling and first.sampling else first.name,
         first.protocol,
         "all" if first.ipc is None else str(first.ipc),
         first.network,

@@ -5,6 +5,9 @@ batch of 256, on another shard or years later. Integer hashing is exact everywhe
 normal, rounds, so devices agree to float32 rounding.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -54,6 +57,37 @@ def noise(seed: int, labels: Tensor, indices: Tensor, shape: tuple[int, ...], st
     return normal[:, :size].reshape(len(labels), *shape)
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that the noise cannot take.
+
+    Raises:
+        ValueError: it lies outside [0, 2**63).
+
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must lie in [0, 2**63).")
+
+
+def derive(seed: int, *parts: int) -> int:
+    """Another seed in [0, 2**63) for every (seed, parts): sequences of neighbouring seeds share nothing."""
+    key = torch.tensor(seed)
+    for part in parts:
+        key = _mix(key * _GOLDEN + part + 1)
+    return int(key) % 2**63
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Make what is drawn from torch's global generator of the host depend on this number alone; None leaves it as is.
+
+    The global state is restored. torch.manual_seed would reseed every CUDA device as well, which nothing would restore.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
 class Random:
     """The random draws of a training run, resumable: one generator on the device, one on the host for decisions.
 
@@ -65,9 +99,8 @@ class Random:
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu", stream: int = 0) -> None:
-        first = seed * 1_000_003 + 2 * stream  # far apart, so that neighbouring seeds share no sequence
-        self.device = torch.Generator(device).manual_seed(first)
-        self.host = torch.Generator().manual_seed(first + 1)
+        self.device = torch.Generator(device).manual_seed(derive(seed, stream, 0))
+        self.host = torch.Generator().manual_seed(derive(seed, stream, 1))
 
     def integer(self, high: int) -> int:
         """An integer in [0, high), on the host, without waiting for the device."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from accelerate.tracking import get_available_trackers
+
+from hf_gdd.rng import check_seed
 
 # Settings that change what is written down, never what is computed: a run may be resumed with others.
 BOOKKEEPING = ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "trackers")
@@ -35,14 +37,13 @@ class TrainingConfig:
     """What every method is told.
 
     Attributes:
-        preset: where the other defaults come from.
+        preset: label of the preset that the settings were taken from; changing it changes nothing else.
         seed: of all random draws.
         max_steps: cap on the steps of EACH stage; None for the preset's full length.
         mixed_precision: `no` or `bf16`.
         image_column: the data set's image column, if it has several.
         label_column: the data set's label column, if it has several.
         image_size: resize to this many pixels a side; needed for images of mixed sizes.
-        validation_fraction: part of the training set held out, if a selection asks for one.
         log_every: steps between log lines; losses are fetched from the device only then.
         picture_every: steps between sample grids and loss curves.
         checkpoint_every: steps between checkpoints.
@@ -54,11 +55,10 @@ class TrainingConfig:
     preset: str = "paper"
     seed: int = 0
     max_steps: int | None = None
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16"] = "no"
     image_column: str | None = None
     label_column: str | None = None
     image_size: int | None = None
-    validation_fraction: float = 0.1
     log_every: int = 50
     picture_every: int = 1000
     checkpoint_every: int = 500
@@ -70,9 +70,10 @@ class TrainingConfig:
             require_positive(self, name)
         if self.max_steps is not None:
             require_positive(self, "max_steps")
-        require_choice(self, "mixed_precision", ("no", "bf16"))
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1.")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                require_choice(self, name, get_args(hint))
+        check_seed(self.seed)
         missing = set(self.trackers) - {str(tracker.value) for tracker in get_available_trackers()}
         if missing:
             raise ValueError(f"Tracker {', '.join(sorted(missing))} is not installed: pip install it, or leave it out.")

@@ -34,58 +34,60 @@ class Trainer:
 
     Args:
         data: a `datasets` object (a `DatasetDict` gives its train split), a Hub id, a folder, or "digits".
-        preset: name of a set of defaults.
+        preset: name of a set of settings; `paper` if there is no config either.
         output_dir: the run's folder. A folder with the same run in it is resumed; with another, refused.
-        config: replaces the preset.
-        overrides: single fields of the config.
+        config: all settings, instead of a preset.
+        overrides: single settings.
 
     Raises:
         ValueError: anything about the data, the config or the folder that would make the run fail later.
 
     """
 
-    config_class: ClassVar[type[TrainingConfig]]
-    presets: ClassVar[dict[str, TrainingConfig]]
+    config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
+    presets: ClassVar[dict[str, TrainingConfig]] = {"paper": TrainingConfig()}
 
     def __init__(
         self,
         data: Any,
         *,
-        preset: str = "paper",
+        preset: str | None = None,
         output_dir: str | Path,
         config: TrainingConfig | None = None,
         **overrides: Any,
     ) -> None:
         self.config = self.configure(preset, config, **overrides)
-        self.accelerator = Accelerator(
-            mixed_precision=self.config.mixed_precision,
-            log_with=list(self.config.trackers) or None,
-            project_dir=str(output_dir),
-        )
+        # Accelerate's own precision is set once for a whole process, so a second run could not choose another.
+        self.accelerator = Accelerator(log_with=list(self.config.trackers) or None, project_dir=str(output_dir))
         self.device = self.accelerator.device
-        self.data = ImageTensors.from_dataset(
+        self.whole = ImageTensors.from_dataset(
             data,
             image_column=self.config.image_column,
             label_column=self.config.label_column,
             image_size=self.config.image_size,
             device=self.device,
         )
-        self.data.require_trainable()
+        self.whole.require_trainable()
         self.dataset = str(data) if isinstance(data, (str, Path)) else None
-        self.held_out: ImageTensors | None = None
-        self.random, self.at = Random(self.config.seed, self.device), Place()
-        self.logging = False
+        self.data, self.held_out = self.whole, None  # a fit that validates holds a part out
         self.run = RunFolder(output_dir, self.identity())
+        self.at, self.logging = Place(), False
 
     @classmethod
-    def configure(cls, preset: str, config: TrainingConfig | None = None, **overrides: Any) -> TrainingConfig:
-        """The config of a preset, with single fields replaced.
+    def configure(
+        cls, preset: str | None = None, config: TrainingConfig | None = None, **overrides: Any
+    ) -> TrainingConfig:
+        """The settings of a preset or a config, with single ones replaced.
 
         Raises:
-            ValueError: unknown preset or field, a value out of range, or the config of another method.
+            ValueError: unknown preset or setting, a value out of range, both a preset and a config, or the config of
+                another method.
 
         """
-        if config is None and preset not in cls.presets:
+        if config is not None and preset is not None:
+            raise ValueError(f"Pass preset={preset!r} or config, not both: each says what all settings are.")
+        preset = preset or "paper"
+        if preset not in cls.presets:
             raise ValueError(f"Unknown preset {preset!r}; choose one of {', '.join(cls.presets)}.")
         config = cls.presets[preset] if config is None else config
         if type(config) is not cls.config_class:
@@ -132,7 +134,10 @@ class Trainer:
     # The loop.
 
     def fit(
-        self, validate: Callable[[Generator, ImageTensors], float] | None = None, every: int | None = None
+        self,
+        validate: Callable[[Generator, ImageTensors], float] | None = None,
+        every: int | None = None,
+        held_out: float = 0.1,
     ) -> Generator:
         """Train, or go on where this run stopped, and save the generator to `<output_dir>/generator`.
 
@@ -140,13 +145,15 @@ class Trainer:
             validate: scores a generator on held-out training images, higher is better; the best is returned rather
                 than the last. Only then is a part of the training set held out.
             every: steps of the last stage between validations; only at its end if None.
+            held_out: the part of every class that is held out for `validate`, between 0 and 1.
 
         Raises:
             NonFiniteLossError: a loss became infinite or not a number.
             Interrupted: SIGINT or SIGTERM came; the run can be resumed.
+            ValueError: the folder holds another run, or something else that the run would fail of later.
 
         """
-        self._open(hold_out=validate is not None)
+        self._open(held_out if validate else None)
         with self._bar() as bar, stop_signals() as stop:
             while self.at.stage < len(self.stages):
                 stage = self.stages[self.at.stage]
@@ -155,20 +162,25 @@ class Trainer:
                     self._advance(stage, bar)
                     if validate and self.at.stage == len(self.stages) - 1 and self._due(every or stage.steps, stage):
                         self._select(validate)
-                    if stop or self._due(self.config.checkpoint_every, stage):
+                    signum = self._asked_to_stop(stop)
+                    if signum or self._due(self.config.checkpoint_every, stage):
                         self._checkpoint(stage, bar)
-                    if stop:
-                        raise Interrupted(stop[0], self._farewell(stop[0]))
+                    if signum:
+                        raise Interrupted(signum, self._farewell(signum))
                 self._finish(stage)
         self.accelerator.end_training()
         return self._save(self.to_generator() if validate is None else self._load_best())
 
-    def _open(self, hold_out: bool) -> None:
+    def _open(self, held_out: float | None) -> None:
         """Check the folder, build everything, claim the folder, and return to the last checkpoint if there is one."""
-        if hold_out:
-            self.data, self.held_out = self.data.split(self.config.validation_fraction, seed=self.config.seed)
-            self.run.identity["held_out"] = self.config.validation_fraction
+        self.data, self.held_out = self.whole, None
+        self.run.identity.pop("held_out", None)
+        if held_out is not None:
+            self.data, self.held_out = self.whole.split(held_out, seed=self.config.seed)
+            self.run.identity["held_out"] = held_out
         self.run.check()
+        self._check_shares()
+        self.random, self.at = Random(self.config.seed, self.device), Place()
         self.batches = Batches(len(self.data), self.random)
         self.tracked = {"random": self.random, "batches": self.batches, "at": self.at, **self.setup()}
         if self.main:
@@ -181,23 +193,28 @@ class Trainer:
         elif self.stages:
             self.begin(self.stages[0])
         self.accelerator.init_trackers("hf_gdd", config={k: str(v) for k, v in asdict(self.config).items()})
-        self.log = MetricsLog(self.run, self.main, lambda means, step: self.accelerator.log(means, step=step))
+        self.log = MetricsLog(self.run, self.main, self._track, self._mean)
         self.log.resume(self.at.total, self.at.seconds)
 
     def _advance(self, stage: Stage, bar: tqdm) -> None:
         started = time.perf_counter()
-        indices = self.batches.next(min(stage.batch_size, len(self.data)))
+        indices = self.batches.next(self._batch_size(stage))
         self.logging = self._due(self.config.log_every, stage, ahead=1)
         metrics = self.step(self.local(indices))
         self.at.step += 1
         self.at.total += 1
         self.log.add(self.at.total, len(indices), metrics)
+        if self.logging:
+            self.log.fetch()  # waits for the device, so that its time is counted
         self.at.seconds += time.perf_counter() - started
         bar.update()
         if self.logging:
             self._flush(stage, bar)
         if self._due(self.config.picture_every, stage) and self.main:
             self._pictures()
+
+    def _track(self, means: dict[str, float], step: int) -> None:
+        self.accelerator.log(means, step=step)
 
     def _due(self, every: int, stage: Stage, ahead: int = 0) -> bool:
         step = self.at.step + ahead
@@ -224,7 +241,10 @@ class Trainer:
     def _require_finite(self) -> None:
         """Weights can be spoilt by the gradient of a loss that is itself still finite."""
         for part, module in self.tracked.items():
-            if isinstance(module, nn.Module) and not all(t.isfinite().all() for t in module.state_dict().values()):
+            if not isinstance(module, nn.Module):
+                continue
+            finite = torch.stack([tensor.isfinite().all() for tensor in module.state_dict().values()]).all()
+            if self._mean(finite.float()) < 1:
                 last = self.run.newest_checkpoint()
                 raise NonFiniteLossError(
                     f"The weights of the {part} are not finite after step {self.at.total}. The last good checkpoint is "
@@ -249,6 +269,7 @@ class Trainer:
                 generator.save_pretrained(self.run.path / "best")
 
     def _load_best(self) -> Generator:
+        self.accelerator.wait_for_everyone()
         return AutoGenerator.from_pretrained(self.run.path / "best", device=self.device)
 
     def _save(self, generator: Generator) -> Generator:
@@ -268,11 +289,23 @@ class Trainer:
         hidden = {} if self.main else {"disable": True}
         return tqdm(total=total, initial=self.at.total, unit="step", dynamic_ncols=True, **hidden)
 
+    def _asked_to_stop(self, received: list[int]) -> int | None:
+        """The signal to stop for. Several processes agree on it when they log, so that none waits for one that left."""
+        if self.accelerator.num_processes == 1:
+            return received[0] if received else None
+        if received:
+            self.accelerator.set_trigger()
+        if self.logging and self.accelerator.check_trigger():
+            return received[0] if received else signal.SIGTERM
+        return None
+
     def _farewell(self, signum: int) -> str:
-        command = shlex.join([Path(sys.argv[0]).name if sys.argv[0].endswith("hf-gdd") else sys.argv[0], *sys.argv[1:]])
+        script = Path(sys.argv[0]).name
+        command = shlex.join([script, *sys.argv[1:]] if script == "hf-gdd" else sys.orig_argv)
+        again = "call fit() again" if "ipykernel" in sys.modules else f"run the same command again: {command}"
         return (
             f"{signal.Signals(signum).name}: stopped after step {self.at.total}, saved in {self.run.path}. "
-            f"To resume, run the same command again: {command}"
+            f"To resume, {again}"
         )
 
     # State and processes.
@@ -305,11 +338,35 @@ class Trainer:
         """The part of this process: every process draws the same for all of them, then takes its own."""
         return whole.tensor_split(self.accelerator.num_processes)[self.accelerator.process_index]
 
+    def gathered(self, part: Tensor) -> Tensor:
+        """The rows of all processes, differentiable: for losses that are no means over rows."""
+        if self.accelerator.num_processes == 1:
+            return part
+        return torch.cat(torch.distributed.nn.functional.all_gather(part))
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass, in the run's precision; losses are taken in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
+
     def update(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """One optimiser step of `module` on `loss`, its gradients averaged over processes."""
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        if self.accelerator.num_processes > 1:
-            for parameter in module.parameters():
-                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        for parameter in module.parameters():
+            parameter.grad = self._mean(parameter.grad)
         optimizer.step()
+
+    def _mean(self, tensor: Tensor) -> Tensor:
+        return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, reduction="mean")
+
+    def _batch_size(self, stage: Stage) -> int:
+        return min(stage.batch_size, len(self.data))
+
+    def _check_shares(self) -> None:
+        for stage in self.stages:
+            size, processes = self._batch_size(stage), self.accelerator.num_processes
+            if size % processes:
+                raise ValueError(
+                    f"The batch of stage {stage.name!r}, {size} images, does not divide over {processes} processes: "
+                    "choose another batch size or number of processes."
+                )

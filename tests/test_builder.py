@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import hf_gdd.stream
 from hf_gdd import DistilledStream, GenerativeDistilledDataset, ImageTensors, load_distilled_dataset
 from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import ConditionalGANGenerator
@@ -395,11 +396,57 @@ def test_a_data_loader_passes_batches_on():
     assert same(pairs(loader), pairs(stream()))
 
 
-def test_workers_are_refused(monkeypatch):
+def test_workers_on_a_gpu_are_refused(monkeypatch):
     """What a worker process sees is put here by hand: torch takes five seconds to end one that failed."""
-    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "worker 0 of 1")
+    monkeypatch.setattr(hf_gdd.stream, "get_worker_info", lambda: "worker 0 of 1")
+    monkeypatch.setattr(Stub, "device", torch.device("meta"))
     with pytest.raises(RuntimeError, match="num_workers=0"):
         next(iter(stream(Stub())))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_change_nothing(persistent):
+    """Not the order, not the epochs: each pass over the loader is the next one."""
+    alone, shared = stream(), stream()
+    loader = torch.utils.data.DataLoader(shared, batch_size=None, num_workers=2, persistent_workers=persistent)
+    for epoch in range(3):
+        assert same(pairs(loader), pairs(alone))
+        assert shared.state_dict() == alone.state_dict() == {"epoch": epoch + 1, "position": 0}
+
+
+def test_workers_resume():
+    alone, resumed = stream(), stream()
+    whole = pairs(alone)
+    resumed.load_state_dict({"epoch": 0, "position": 1})
+    loader = torch.utils.data.DataLoader(resumed, batch_size=None, num_workers=2)
+    assert same(pairs(loader), whole[1:])
+    assert same(pairs(loader), pairs(alone))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_and_workers_share_an_epoch(tmp_path, world_size):
+    """No image twice, none missing, as many batches for each process; epoch 0 is the materialised set."""
+    data = make(tmp_path, trained(), 7, seed=3)
+    parts = [stream(ipc=7).split_by_node(rank, world_size) for rank in range(world_size)]
+    taken = [pairs(torch.utils.data.DataLoader(part, batch_size=None, num_workers=2)) for part in parts]
+    assert len({len(batches) for batches in taken}) == 1
+    together = [rows(images, labels) for batches in taken for images, labels in batches]
+    assert sum(together, Counter()) == rows(pixels(data), torch.tensor(data["label"]))
+    for step, whole in enumerate(pairs(stream(ipc=7, batch_size=4 * world_size))):
+        assert sum((rows(*batches[step]) for batches in taken), Counter()) == rows(*whole)
+
+
+@pytest.mark.parametrize(("rank", "world_size", "words"), [(2, 2, "rank is 2"), (-1, 2, "rank"), (0, 99, "too few")])
+def test_impossible_parts_are_refused(rank, world_size, words):
+    with pytest.raises(ValueError, match=words):
+        stream().split_by_node(rank, world_size)
+
+
+@pytest.mark.parametrize("options", [{"split": "test"}, {"streaming": True, "split": "train[:5]"}])
+def test_a_split_that_is_none_is_refused_before_any_work(tmp_path, options):
+    with pytest.raises(ValueError, match="train"):
+        make(tmp_path, Stub(), 5, **options)
+    assert not any(tmp_path.rglob("*.arrow"))
 
 
 def test_a_bank_does_not_stream(tmp_path):

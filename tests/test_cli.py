@@ -202,7 +202,7 @@ def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(judging, "fit_classifier", lambda *args: pytest.fail("trained"))
     generator, empty = str(run / "generator"), tmp_path / "empty"
     empty.mkdir()
-    refused(capsys, ["materialize", str(tmp_path / "nowhere")], "error:", "is no local folder")
+    refused(capsys, ["materialize", str(tmp_path / "nowhere")], "error:", "is neither a local folder")
     refused(capsys, ["materialize", str(empty)], "error:", "holds no config.json")
     refused(capsys, ["materialize", str(run)], "did you mean its subfolder 'generator'?")
     refused(capsys, ["materialize", generator, "--ipc", "0"], "error: ipc is 0; ask for at least 1")

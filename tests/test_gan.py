@@ -330,7 +330,7 @@ def test_a_subfolder_loads(tmp_path):
 
 
 def test_an_untrained_generator_says_so():
-    assert (trained().method, trained().seed) == ("untrained", 0)
+    assert (trained().method, trained().seed) == ("untrained", None)
 
 
 def test_the_report_travels_with_the_generator(tmp_path):

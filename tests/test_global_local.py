@@ -3,7 +3,6 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from hf_gdd.augment import Augment
@@ -34,7 +33,7 @@ def make(folder, data=DIGITS, **overrides):
 def opened(folder, stage, **overrides):
     """A trainer with everything built, at the beginning of a stage."""
     trainer = make(folder, **overrides)
-    trainer._open(hold_out=False)
+    trainer._open(None)
     trainer.at.stage = [s.name for s in trainer.stages].index(stage)
     trainer.begin(trainer.stages[trainer.at.stage])
     return trainer
@@ -307,7 +306,7 @@ def test_the_generator_step_leaves_discriminator_and_match_network_alone(tmp_pat
 def test_matching_terms_reach_the_generator(tmp_path):
     trainer = opened(tmp_path / "run", "match")
     fake = trainer.generator(trainer.generator.code(DIGITS.labels[:20], trainer.normal(20)))
-    for name, term in trainer.match(DIGITS.images[:20].float() / 127.5 - 1, fake).items():
+    for name, term in trainer.match(trainer.pool.advance(), DIGITS.images[:20].float() / 127.5 - 1, fake).items():
         (gradient,) = torch.autograd.grad(term, fake, retain_graph=True)
         assert gradient.abs().max() > 0, name
 
@@ -317,12 +316,11 @@ def test_real_and_generated_images_are_seen_alike(tmp_path, reductions):
     settings = dict(zip(("global_reduction", "local_reduction"), reductions, strict=True))
     trainer = opened(tmp_path / "run", "match", global_weight=1.0, local_weight=1.0, **settings)
     real, other = (DIGITS.images[rows].float() / 127.5 - 1 for rows in (slice(0, 50), slice(50, 100)))
+    network = trainer.pool.advance()
     for _ in range(6):
-        assert {name: float(term) for name, term in trainer.match(real, real.clone()).items()} == {
-            "global": 0,
-            "local": 0,
-        }
-        assert min(float(term) for term in trainer.match(real, other).values()) > 1e-6
+        equal = {name: float(term) for name, term in trainer.match(network, real, real.clone()).items()}
+        assert equal == {"global": 0, "local": 0}
+        assert min(float(term) for term in trainer.match(network, real, other).values()) > 1e-6
 
 
 def test_gradient_shares_are_logged_and_sum_to_one(tmp_path):
@@ -489,18 +487,6 @@ def test_what_is_held_out_must_be_held_out_in_the_source_too(tmp_path, source):
     assert load_state(stage_file(tmp_path / "run", "match"))["at"]["total"] == 2
 
 
-@pytest.fixture
-def fresh_accelerator():
-    def reset():
-        AcceleratorState._reset_state(True)
-        PartialState._reset_state()
-
-    reset()
-    yield
-    reset()
-
-
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_bf16_trains(tmp_path, monkeypatch):
     types, cross_entropy_of = set(), F.cross_entropy
     monkeypatch.setattr(F, "cross_entropy", lambda x, *a, **k: types.add(x.dtype) or cross_entropy_of(x, *a, **k))
@@ -512,6 +498,17 @@ def test_bf16_trains(tmp_path, monkeypatch):
         torch.isfinite(torch.tensor(v)) for r in trainer.run.records() for v in r.values() if v not in ("gan", "match")
     )
     assert {p.dtype for p in (*generator.parameters(), *trainer.discriminator.parameters())} == {torch.float32}
+
+
+def test_the_pool_learns_in_bf16_what_it_learns_in_float32(tmp_path):
+    networks = {}
+    for precision in ("no", "bf16"):
+        trainer = make(tmp_path / precision, method="dim", mixed_precision=precision, inner_steps=5, pool_refresh=100)
+        trainer.fit()
+        networks[precision] = torch.nn.utils.parameters_to_vector(trainer.pool.learner.network.parameters())
+        trainer.pool.inner_steps, trainer.pool.age = 0, trainer.pool.refresh
+    way = [torch.dist(networks["no"], networks["bf16"]), networks["no"].norm()]
+    assert 0 < way[0] < 0.02 * way[1]
 
 
 # Networks of one's own.

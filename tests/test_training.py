@@ -188,14 +188,14 @@ def test_ten_kills_change_nothing(tmp_path):
 
 @pytest.mark.parametrize(("signum", "total"), [(signal.SIGINT, 2), (signal.SIGTERM, 8)])
 def test_a_signal_finishes_the_step_and_saves(tmp_path, whole, monkeypatch, signum, total):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--width", "4 or so"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--width", "4 or so"])
     handler = signal.getsignal(signum)
     trainer = make(tmp_path / "run", checkpoint_every=1000)
     at_step(trainer, total, lambda: os.kill(os.getpid(), signum), before=True)
     with pytest.raises(Interrupted) as stop:
         trainer.fit()
     assert stop.value.signum == signum
-    for part in (signum.name, f"after step {total + 1},", str(tmp_path / "run"), "train.py --width '4 or so'"):
+    for part in (signum.name, f"after step {total + 1},", str(tmp_path / "run"), "python train.py --width '4 or so'"):
         assert part in str(stop.value)
     assert trainer.run.newest_checkpoint().name == f"step-{total + 1:09d}.pt"
     assert signal.getsignal(signum) is handler
@@ -336,8 +336,8 @@ def test_validation_returns_the_best_on_images_held_out(tmp_path):
         seen.append((generator.fingerprint, held_out))
         return next(scores)
 
-    trainer = make(tmp_path / "run", validation_fraction=0.2)
-    best = trainer.fit(validate, every=2)
+    trainer = make(tmp_path / "run")
+    best = trainer.fit(validate, every=2, held_out=0.2)
     assert len(seen) == 3
     assert len({fingerprint for fingerprint, _ in seen}) == 3
     assert best.fingerprint == seen[1][0]
@@ -361,6 +361,21 @@ def test_validation_at_the_end_by_default_survives_a_restart(tmp_path):
     assert again.fingerprint == best.fingerprint
     with pytest.raises(ValueError, match="held_out"):
         make(tmp_path / "run").fit()
+
+
+def test_fitting_again_goes_on_as_a_new_process_would(tmp_path, whole):
+    trainer = stop_after(tmp_path / "run", 7, checkpoint_every=2)
+    del trainer.step
+    for _ in range(2):
+        trainer.fit()
+        assert same(weights(trainer), whole[0])
+
+
+def test_fitting_again_holds_out_the_same(tmp_path):
+    trainer = make(tmp_path / "run")
+    for _ in range(2):
+        trainer.fit(lambda generator, held_out: 0.5)
+        assert (len(trainer.data), len(trainer.held_out)) == (90, 10)
 
 
 def test_nothing_is_held_out_unless_asked_for(tmp_path):
@@ -390,14 +405,15 @@ def mixed_sizes():
     ("arguments", "message"),
     [
         ({"preset": "huge"}, "Unknown preset 'huge'; choose one of paper, lite, tiny"),
-        ({"config": OtherConfig()}, "needs a GlobalLocalConfig, not a OtherConfig"),
+        ({"config": OtherConfig(), "preset": None}, "needs a GlobalLocalConfig, not a OtherConfig"),
         ({"widht": 8}, "Unknown setting widht; .*width"),
         ({"max_steps": 0}, "max_steps is 0; it must be positive"),
         ({"width": 0}, "width is 0; it must be positive"),
         ({"width": 5000}, "width is 5000; it must lie in"),
         ({"ema_decay": 1.0}, r"ema_decay is 1.0; it must lie in"),
         ({"global_weight": -1.0}, "must not be negative; 0 switches a term off"),
-        ({"validation_fraction": 1.0}, "must lie between 0 and 1"),
+        ({"config": GlobalLocalTrainer.configure("tiny")}, "preset='tiny' or config, not both"),
+        ({"seed": -1}, r"seed is -1; it must lie in \[0, 2\*\*63\)"),
         ({"method": "gan"}, "Unknown method 'gan'; choose one of global-local, dim, cgan, cgan-continued"),
         ({"adversarial": "hinge"}, "Unknown adversarial 'hinge'; choose one of wgan-gp, minimax"),
         ({"global_reduction": "sum"}, "Unknown global_reduction 'sum'; choose one of logsoftmax_mean"),

@@ -14,6 +14,12 @@ class AutoGenerator:
     """Loads a generator of any kind by the class its config names."""
 
     @staticmethod
+    def register(generator_class: type) -> type:
+        """Make a class of one's own known, as a decorator; its configs name it."""
+        CLASSES[generator_class.__name__] = generator_class.__module__
+        return generator_class
+
+    @staticmethod
     def from_pretrained(
         repo_or_path: str | Path,
         *,

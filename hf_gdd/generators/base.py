@@ -22,7 +22,7 @@ class Generator(Protocol):
         sampling: what changes pixels besides the weights; part of every identity.
         report: the evidence of what it is worth, if it was evaluated.
         method: the training method's name.
-        seed: of the training.
+        seed: of the training, if known.
 
     """
 
@@ -34,7 +34,7 @@ class Generator(Protocol):
     sampling: Any
     report: Report | None
     method: str
-    seed: int
+    seed: int | None
 
     @property
     def num_classes(self) -> int:
@@ -57,6 +57,9 @@ class Generator(Protocol):
 
     def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:
         """Class scores float16 [B, K] stored with the images, or None if labels are hard."""
+
+    def grid(self, seed: int = 0) -> Any:
+        """A PIL picture of the first images of every class, a class a row."""
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write the folder that `from_pretrained` loads and that would be pushed."""
@@ -97,3 +100,16 @@ def check_request(generator: Generator, labels: Tensor, indices: Tensor) -> None
         raise ValueError("indices must not be negative: they number the images of a class from 0.")
     if generator.max_ipc is not None and len(indices) and int(indices.max()) >= generator.max_ipc:
         raise ValueError(f"This generator holds {generator.max_ipc} images per class; ask for at most that many.")
+
+
+def check_ipc(generator: Generator, ipc: int) -> None:
+    """Refuse a number of images per class that cannot be made.
+
+    Raises:
+        ValueError: it is under 1, or above what the generator holds.
+
+    """
+    if ipc < 1:
+        raise ValueError(f"ipc is {ipc}; ask for at least 1 image per class.")
+    if generator.max_ipc is not None and ipc > generator.max_ipc:
+        raise ValueError(f"ipc is {ipc}, but this generator holds {generator.max_ipc} images per class: ask for fewer.")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.model import GeneratorModel
 from hf_gdd.hub import FORMAT_VERSION
 from hf_gdd.rng import noise
@@ -67,6 +68,7 @@ class ConditionalGANGenerator(GeneratorModel):
         mean: of the real training images in unit range, per channel.
         std: of the real training images in unit range, per channel.
         training: how it was trained, as primitives.
+        sampling: fields of the `Sampling` used unless another is given.
         format_version: of the saved folder.
 
     Raises:
@@ -84,12 +86,14 @@ class ConditionalGANGenerator(GeneratorModel):
         mean: tuple[float, ...] = (0.5,),
         std: tuple[float, ...] = (0.5,),
         training: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
     ) -> None:
         super().__init__()
         _check_architecture(class_names, image_shape, width, noise_dim)
         channels, _, side = image_shape
         _check_statistics(mean, std, channels)
+        self.sampling = Sampling(**sampling or {})
         first, *sizes = map_sizes(side)
         self.start = nn.Sequential(
             nn.Linear(len(class_names) + noise_dim, width * first * first),

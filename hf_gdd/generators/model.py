@@ -10,7 +10,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
 from hf_gdd.card import generator_card
-from hf_gdd.generators.base import Sampling, check_request
+from hf_gdd.generators.base import check_request
 from hf_gdd.hub import REPORT_NAME, LoadError, check_loaded, push, read_config, resolve
 from hf_gdd.images import tanh_to_uint8
 from hf_gdd.pictures import image_grid
@@ -30,7 +30,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
     config_name = "config.json"
     max_ipc: int | None = None
     report: Report | None = None
-    sampling: Any = Sampling()
+    sampling: Any
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -63,9 +63,9 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         return (self.config.training or {}).get("method", "untrained")
 
     @property
-    def seed(self) -> int:
+    def seed(self) -> int | None:
         """Of the training."""
-        return (self.config.training or {}).get("seed", 0)
+        return (self.config.training or {}).get("seed")
 
     @property
     def stored_bytes(self) -> int:
@@ -143,6 +143,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         if kwargs.pop("push_to_hub", False):
             raise ValueError("Saving and pushing are two calls here: generator.push_to_hub(repo_id) does both.")
         folder = Path(save_directory)
+        self.register_to_config(sampling=self.sampling.identity())
         super().save_pretrained(folder, **kwargs)
         self.grid().save(folder / "grid.png")
         (folder / REPORT_NAME).unlink(missing_ok=True)  # that of other weights

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from hf_gdd.generators.base import Generator
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
 from hf_gdd.images import ImageTensors, to_tanh, to_unit
 from hf_gdd.losses import (
+    at_least_float32,
     discriminator_adversarial,
     generator_adversarial,
     global_loss,
@@ -24,8 +26,8 @@ from hf_gdd.losses import (
     local_loss,
 )
 from hf_gdd.networks import build_network, network_name
-from hf_gdd.pool import ModelPool
-from hf_gdd.rng import Random
+from hf_gdd.pool import MATCHING, ModelPool
+from hf_gdd.rng import Random, seeded
 from hf_gdd.runs import load_state, read_run, stage_file
 from hf_gdd.settings import Stage
 from hf_gdd.trainers.global_local_config import PRESETS, GlobalLocalConfig
@@ -34,6 +36,7 @@ from hf_gdd.training import Trainer
 GAN, MATCH = "gan", "match"
 # What shapes the first stage: a run may start from another's only if these are equal.
 GAN_SETTINGS = ("seed", "width", "noise_dim", "adversarial", "penalty_weight", "class_on_fakes", "ema_decay")
+GAN_STATE = {"generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "random", "batches"}
 GAN_LENGTH = ("gan_epochs", "gan_batch_size", "gan_lr")
 
 
@@ -63,8 +66,7 @@ class GlobalLocalTrainer(Trainer):
         config, device = self.config, self.device
         if config.start_from:
             self._check_source(config.start_from)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             self.generator = self._generator().to(device).train()
             self.discriminator = Discriminator(self.data.num_classes, self.data.shape, config.width).to(device)
         self.optimizer_g, self.optimizer_d = self.accelerator.prepare(
@@ -75,7 +77,7 @@ class GlobalLocalTrainer(Trainer):
         )
         # The GAN draws from its own sequence, so that runs with other matching see the same noise and batches.
         self.match_random = Random(config.seed, device, stream=1)
-        self.augment = Augment(config.match_augment)
+        self.augment, self.normalise = Augment(config.match_augment), Normaliser(self.data.mean, self.data.std)
         self.pool = self._pool()
         tracked = {name: getattr(self, name) for name in ("generator", "discriminator", "optimizer_g", "optimizer_d")}
         tracked |= {"match_random": self.match_random, "pool": self.pool}
@@ -117,13 +119,16 @@ class GlobalLocalTrainer(Trainer):
                     "return (logits, feature), or use method='dim'."
                 )
         refresh = config.pool_refresh or max(1, len(data) // config.match_batch_size)
-        return ModelPool(config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random)
+        recipe = replace(MATCHING, mixed_precision=config.mixed_precision)
+        return ModelPool(
+            config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random, recipe=recipe
+        )
 
     def begin(self, stage: Stage) -> None:
         """Set the rate; a run that starts from another's first stage takes over its state."""
         if stage.name == MATCH and self.config.start_from:
             state = load_state(stage_file(self.config.start_from, GAN), self.device)
-            for name in self.tracked.keys() & state.keys() - {"at", "pool", "match_random"}:
+            for name in GAN_STATE & self.tracked.keys():
                 self.tracked[name].load_state_dict(state[name])
         for optimizer in (self.optimizer_g, self.optimizer_d):
             for group in optimizer.param_groups:
@@ -148,23 +153,25 @@ class GlobalLocalTrainer(Trainer):
         images, labels = self.data.gather(indices)
         real = to_tanh(images)
 
+        network = self.pool.advance() if self.matching else None
+
         # Generator: fool the discriminator, be recognised, and look to the pool's network as real images do.
-        with self.accelerator.autocast(), frozen(self.discriminator):
-            fake = self.generator(self.generator.code(labels, self.normal(len(indices))))
+        with self.autocast(), frozen(self.discriminator):
+            fake = self.generate(labels)
             scores, classes = self.discriminator(fake)
             terms = {
                 "adversarial": generator_adversarial(scores, self.config.adversarial),
                 "class": F.cross_entropy(classes, labels),
             }
-            if self.matching:
-                terms |= self.match(real, fake)
+            if network is not None:
+                terms |= self.match(network, real, fake)
         shares = gradient_shares(terms, fake) if self.logging else {}
         self.update(self.generator, self.optimizer_g, sum(terms.values()))
         if self.config.ema_decay:
             self.ema.update_parameters(self.generator)
 
         # Discriminator: tell real from generated, and classes apart.
-        with self.accelerator.autocast():
+        with self.autocast():
             loss = self.discriminator_loss(real, labels)
         self.update(self.discriminator, self.optimizer_d, loss)
 
@@ -176,21 +183,22 @@ class GlobalLocalTrainer(Trainer):
         """Whether this step compares images in the pool at all."""
         return self.stages[self.at.stage].name == MATCH and any(self.config.weights.values())
 
-    def match(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """The weighted global and local terms, in a network of the pool that is first advanced on real data."""
-        network, weights = self.pool.advance(), self.config.weights
-        normalise = Normaliser(self.data.mean, self.data.std)
+    def match(self, network: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """The weighted global and local terms: how differently the network sees real and generated images."""
+        weights, config = self.config.weights, self.config
         draw = self.augment.draw(1, self.match_random.device, self.device)
-        seen_real, seen_fake = (self.augment(normalise((x + 1) / 2), draw) for x in (real, fake))
+        seen_real, seen_fake = (self.augment(self.normalise((x + 1) / 2), draw) for x in (real, fake))
         with frozen(network):
             with torch.no_grad():
                 real_logits, real_feature = network(seen_real)
             fake_logits, fake_feature = network(seen_fake)
         terms = {}
         if weights["global"]:
-            terms["global"] = weights["global"] * global_loss(fake_logits, real_logits, self.config.global_reduction)
+            distance = global_loss(self.gathered(fake_logits), self.gathered(real_logits), config.global_reduction)
+            terms["global"] = weights["global"] * distance
         if weights["local"]:
-            terms["local"] = weights["local"] * local_loss(fake_feature, real_feature, self.config.local_reduction)
+            distance = local_loss(self.gathered(fake_feature), self.gathered(real_feature), config.local_reduction)
+            terms["local"] = weights["local"] * distance
         return terms
 
     def discriminator_loss(self, real: Tensor, labels: Tensor) -> Tensor:
@@ -200,7 +208,7 @@ class GlobalLocalTrainer(Trainer):
         drawn = torch.randint(self.data.num_classes, size, generator=generator, device=self.device)
         fake_labels = self.local(drawn)
         with torch.no_grad():
-            fake = self.generator(self.generator.code(fake_labels, self.normal(len(real))))
+            fake = self.generate(fake_labels)
         (real_scores, real_classes), (fake_scores, fake_classes) = (
             self.discriminator(real),
             self.discriminator(fake),
@@ -215,6 +223,10 @@ class GlobalLocalTrainer(Trainer):
             loss = loss + config.penalty_weight * penalty
         return loss
 
+    def generate(self, labels: Tensor) -> Tensor:
+        """Fresh images in [-1, 1] of these labels."""
+        return at_least_float32(self.generator(self.generator.code(labels, self.normal(len(labels)))))
+
     def normal(self, rows: int) -> Tensor:
         """Noise [rows, noise_dim], this process's part of what all draw."""
         shape = (rows * self.accelerator.num_processes, self.config.noise_dim)
@@ -228,7 +240,14 @@ class GlobalLocalTrainer(Trainer):
 
 @torch.no_grad()
 def matching_losses(
-    generator: Generator, real: ImageTensors, pool: ModelPool, n: int = 5, per_image: int = 8, **reductions: str
+    generator: Generator,
+    real: ImageTensors,
+    pool: ModelPool,
+    n: int = 5,
+    *,
+    per_image: int = 8,
+    global_reduction: str = "logsoftmax_mean",
+    local_reduction: str = "batchmean_sum",
 ) -> dict[str, float]:
     """How far generated images are from real ones of equal labels, in `n` fresh networks that `pool` draws and trains.
 
@@ -238,7 +257,8 @@ def matching_losses(
         pool: with `refresh=1`, so that each network is a fresh one.
         n: networks.
         per_image: generated images for each real one, so that the generator's chance matters less.
-        reductions: `global_reduction` and `local_reduction`, see `hf_gdd.losses`.
+        global_reduction: see `hf_gdd.losses.GLOBAL`.
+        local_reduction: see `hf_gdd.losses.LOCAL`.
 
     Returns:
         The unweighted `global` and `local` losses, means over the networks.
@@ -249,19 +269,15 @@ def matching_losses(
     for label in range(real.num_classes):
         of_class = labels == label
         indices[of_class] = torch.arange(int(of_class.sum()), device=labels.device)
-    fake, normalise = generator.sample(labels, indices), Normaliser(pool.data.mean, pool.data.std)
+    normalise = Normaliser(pool.data.mean, pool.data.std)
+    fake, truth = (normalise(to_unit(x)) for x in (generator.sample(labels, indices), images))
     sums = {"global": 0.0, "local": 0.0}
     for _ in range(n):
         with torch.enable_grad():
             network = pool.advance()
-        real_logits, real_feature = network(normalise(to_unit(images)))
-        fake_logits, fake_feature = network(normalise(to_unit(fake)))
-        sums["global"] += float(
-            global_loss(fake_logits, real_logits, reductions.get("global_reduction", "logsoftmax_mean"))
-        )
-        sums["local"] += float(
-            local_loss(fake_feature, real_feature, reductions.get("local_reduction", "batchmean_sum"))
-        )
+        (fake_logits, fake_feature), (real_logits, real_feature) = network(fake), network(truth)
+        sums["global"] += float(global_loss(fake_logits, real_logits, global_reduction))
+        sums["local"] += float(local_loss(fake_feature, real_feature, local_reduction))
     return {name: total / n for name, total in sums.items()}
 
 

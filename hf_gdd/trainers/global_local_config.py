@@ -4,11 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_gdd.augment import Augment
-from hf_gdd.losses import ADVERSARIAL, GLOBAL, LOCAL
 from hf_gdd.networks import network_name
-from hf_gdd.settings import TrainingConfig, require_choice, require_positive
-
-METHODS = ("global-local", "dim", "cgan", "cgan-continued")
+from hf_gdd.settings import TrainingConfig, require_positive
 
 
 @dataclass(frozen=True)
@@ -16,7 +13,8 @@ class GlobalLocalConfig(TrainingConfig):
     """Settings of the GAN stage and the matching stage; the defaults are the papers', or DiM's where they are silent.
 
     Attributes:
-        preset: where the other defaults come from: `paper` is for a GPU, `lite` for a patient CPU, `tiny` for digits.
+        preset: label of the preset that the settings were taken from: `paper` is for a GPU, `lite` for a patient CPU,
+            `tiny` for digits. `GlobalLocalTrainer.configure("tiny")` gives the settings of one.
         method: `global-local`; `dim` matches logits only; `cgan` stops before matching; `cgan-continued` goes on
             with all matching weights at zero, the control that any gain of matching must be measured against.
         width: channels of generator and discriminator.
@@ -69,9 +67,6 @@ class GlobalLocalConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = {"method": METHODS, "adversarial": ADVERSARIAL}
-        for name, allowed in (choices | {"global_reduction": GLOBAL, "local_reduction": LOCAL}).items():
-            require_choice(self, name, tuple(allowed))
         for name in ("width", "noise_dim", "gan_epochs", "gan_batch_size", "gan_lr"):
             require_positive(self, name)
         for name in ("match_epochs", "match_batch_size", "match_lr"):

@@ -1,0 +1,133 @@
+"""Two processes train what one would."""
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState, debug_launcher
+from accelerate.state import AcceleratorState
+
+from hf_gdd import GlobalLocalTrainer, ImageTensors
+from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
+
+SETTINGS = {"preset": "tiny", "width": 4, "max_steps": 4, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 2}
+
+
+def trainer(folder, **settings):
+    data = ImageTensors.from_dataset("digits").subset(10, 0)
+    return GlobalLocalTrainer(data, output_dir=folder, **SETTINGS | settings)
+
+
+def on_two(function, *arguments):
+    """Run it in two processes; this one must look as if it had none before."""
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    debug_launcher(function, arguments, num_processes=2)
+
+
+def everywhere(tensor):
+    """A tensor of every process."""
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+def train(folder):
+    run = trainer(folder)
+    run.fit()
+    assert run.accelerator.num_processes == 2
+    for module in (run.generator, run.discriminator, run.pool.learner.network):
+        one, other = everywhere(torch.nn.utils.parameters_to_vector(module.parameters()).detach())
+        assert torch.equal(one, other)
+    for state in (run.random.device.get_state(), run.match_random.device.get_state()):
+        one, other = everywhere(state)
+        assert torch.equal(one, other)
+
+
+def test_processes_stay_together(tmp_path):
+    on_two(train, tmp_path / "run")
+    records = trainer(tmp_path / "run").run.records()
+    assert [record["step"] for record in records] == [2, 4, 6, 8]
+    resumed = trainer(tmp_path / "run").fit()  # one process reads what two have written
+    assert resumed.class_names == tuple("0123456789")
+
+
+def gradients(folder):
+    run = trainer(folder)
+    generator = torch.Generator().manual_seed(1)
+    fake, real = torch.randn(2, 6, 5, generator=generator)
+    for loss, reductions in ((global_loss, GLOBAL), (local_loss, LOCAL)):
+        for reduction in reductions:
+            whole = fake.clone().requires_grad_()
+            loss(whole, real, reduction).backward()
+            part = run.local(fake).clone().requires_grad_()
+            loss(run.gathered(part), run.gathered(run.local(real)), reduction).backward()
+            # What reaches the generator's weights is the mean over processes of each one's share.
+            torch.testing.assert_close(part.grad / 2, run.local(whole.grad), msg=lambda m, r=reduction: f"{r}: {m}")
+
+
+def test_matching_gradients_are_those_of_the_whole_batch(tmp_path):
+    on_two(gradients, tmp_path / "run")
+
+
+def uneven(folder):
+    try:
+        trainer(folder, match_batch_size=9).fit()
+    except ValueError as error:
+        assert "stage 'match', 9 images, does not divide over 2 processes" in str(error)
+    else:
+        raise AssertionError("it was not refused")
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    on_two(uneven, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def spoilt(folder):
+    from hf_gdd.logs import NonFiniteLossError
+
+    run = trainer(folder)
+    step = run.step
+
+    def spoil(indices):
+        metrics = step(indices)
+        return metrics | ({"class": torch.tensor(torch.nan)} if run.accelerator.process_index else {})
+
+    run.step = spoil
+    try:
+        run.fit()
+    except NonFiniteLossError as error:
+        assert "class became nan" in str(error)
+    else:
+        raise AssertionError("it went on")
+
+
+def test_a_bad_loss_in_one_process_stops_all(tmp_path):
+    on_two(spoilt, tmp_path / "run")
+
+
+def stopped(folder):
+    import os
+    import signal
+
+    from hf_gdd.progress import Interrupted
+
+    run = trainer(folder)
+    step = run.step
+
+    def stop(indices):
+        if run.accelerator.process_index and run.at.total == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(indices)
+
+    run.step = stop
+    try:
+        run.fit()
+    except Interrupted as interruption:
+        assert "after step 6" in str(interruption)
+    else:
+        raise AssertionError("it went on")
+
+
+def test_a_signal_to_one_process_stops_all(tmp_path):
+    on_two(stopped, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "step-000000006.pt").exists()
