@@ -44,14 +44,16 @@ def main(
         seed: of the training and of the images.
 
     """
+    test = ImageTensors.from_dataset(dataset, "test")
     trainer = GlobalLocalTrainer(dataset, preset=preset, max_steps=max_steps, seed=seed, output_dir=output_dir)
     generator = trainer.fit()
     if not trainer.main:
         return
 
-    real, test = (ImageTensors.from_dataset(dataset, split) for split in ("train", "test"))
     recipe = Recipe(max_steps=eval_steps, floor=0.78)
-    generator.report = evaluate(generator, test, real=real, ipc=ipcs, protocol=("fixed", "dynamic"), n=n, recipe=recipe)
+    generator.report = evaluate(
+        generator, test, real=trainer.data, ipc=ipcs, protocol=("fixed", "dynamic"), n=n, recipe=recipe
+    )
     generator.save_pretrained(output_dir / "generator")
     print(generator.report.markdown())
 
