@@ -20,7 +20,7 @@ class LoadError(ValueError):
 
 
 class PushError(RuntimeError):
-    """A push failed, and the repo is as it was before; the message names the cause and the remedy."""
+    """A push failed, and the repo holds all of the old or all of the new; the message names cause and remedy."""
 
 
 def resolve(
@@ -76,7 +76,7 @@ def _download(repo: str, revision: str | None, subfolder: str | None, token: str
             f"{repo!r} is no local folder, the Hub cannot be reached, and nothing is cached: check the network, "
             "HF_ENDPOINT and HF_HUB_OFFLINE, or the path."
         ) from error
-    except OSError as error:  # every other error of the Hub and of the disk is one
+    except Exception as error:  # a cut connection surfaces as whatever the HTTP client of the day raises
         raise LoadError(f"{repo} could not be fetched: {error} Check your token and the network; try again.") from error
 
 
@@ -106,7 +106,7 @@ def push(
 
     Raises:
         ValueError: `create_pr` with `revision`.
-        PushError: nothing was changed, but that the repo and the branch may have been made.
+        PushError: no file was changed, or all were and the answer was lost; repo and branch may have been made.
 
     """
     from huggingface_hub import HfApi, errors
@@ -130,10 +130,11 @@ def push(
             )
         except errors.HFValidationError as error:
             raise PushError(f"{repo!r} is no repo id: pass one such as 'me/generator'.") from error
-        except (OSError, ValueError) as error:  # every error of the Hub is one or the other
+        except Exception as error:  # of the Hub, of the disk, or whatever the HTTP client of the day raises
             raise PushError(
-                f"The push to {repo} failed: {error} What was there before still is. Log in with `hf auth login` or "
-                "pass a token that may write there, check the name and the network, and push again."
+                f"The push to {repo} failed: {error} The repo holds what it held before, or all of the new if only the "
+                "answer was lost. Log in with `hf auth login` or pass a token that may write there, check the name "
+                "and the network, and push again."
             ) from error
 
 

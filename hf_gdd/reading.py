@@ -61,8 +61,8 @@ def _hub_card(repo: str, sha: str) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repo, CARD, repo_type="dataset", revision=sha))
-    except OSError:  # every error of the Hub is one
+        return Path(hf_hub_download(repo, CARD, repo_type="dataset", revision=sha, local_files_only=True))
+    except OSError:
         return None
 
 

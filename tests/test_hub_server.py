@@ -66,11 +66,7 @@ def read(repo_id, filename, **options):
 
 
 def upload(repo_id, files, **options):
-    """Commit files given by their contents; None deletes one."""
-    operations = [
-        huggingface_hub.CommitOperationDelete(path) if data is None else huggingface_hub.CommitOperationAdd(path, data)
-        for path, data in files.items()
-    ]
+    operations = [huggingface_hub.CommitOperationAdd(path, data) for path, data in files.items()]
     return HfApi().create_commit(repo_id, operations, commit_message="upload", **options)
 
 
@@ -365,6 +361,16 @@ def test_a_commit_whose_answer_is_lost(calm, owner, visitor):
     with pytest.raises(Exception, match="disconnected"):
         owner.run(upload, "me/lost", {"a": b"1"})
     assert visitor.run(read, "me/lost", "a") == b"1"
+
+
+def test_a_refused_upload_of_lfs(calm, owner):
+    before = calm.put("me/refused", {"a.bin": b"1"})
+    calm.fault(403, method="PUT", path="/lfs-upload/")
+    with pytest.raises(
+        RuntimeError, match=r"Error while uploading 'a\.bin'"
+    ):  # no error of the Hub's, but of its cause
+        owner.run(upload, "me/refused", {"a.bin": b"2"})
+    assert (calm.head("me/refused"), calm.files("me/refused")["a.bin"]) == (before, b"1")
 
 
 @pytest.mark.parametrize("kind", [500, "cut"])

@@ -1,12 +1,18 @@
 """Two processes train what one would."""
 
+import os
+import signal
+
+import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState, debug_launcher
 from accelerate.state import AcceleratorState
 
 from hf_gdd import GlobalLocalTrainer, ImageTensors
+from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
+from hf_gdd.progress import Interrupted
 
 SETTINGS = {"preset": "tiny", "width": 4, "max_steps": 4, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 2}
 
@@ -69,12 +75,8 @@ def test_matching_gradients_are_those_of_the_whole_batch(tmp_path):
 
 
 def uneven(folder):
-    try:
+    with pytest.raises(ValueError, match="stage 'match', 9 images, does not divide over 2 processes"):
         trainer(folder, match_batch_size=9).fit()
-    except ValueError as error:
-        assert "stage 'match', 9 images, does not divide over 2 processes" in str(error)
-    else:
-        raise AssertionError("it was not refused")
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
@@ -83,8 +85,6 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 
 
 def spoilt(folder):
-    from hf_gdd.logs import NonFiniteLossError
-
     run = trainer(folder)
     step = run.step
 
@@ -93,12 +93,8 @@ def spoilt(folder):
         return metrics | ({"class": torch.tensor(torch.nan)} if run.accelerator.process_index else {})
 
     run.step = spoil
-    try:
+    with pytest.raises(NonFiniteLossError, match="class became nan"):
         run.fit()
-    except NonFiniteLossError as error:
-        assert "class became nan" in str(error)
-    else:
-        raise AssertionError("it went on")
 
 
 def test_a_bad_loss_in_one_process_stops_all(tmp_path):
@@ -106,11 +102,6 @@ def test_a_bad_loss_in_one_process_stops_all(tmp_path):
 
 
 def stopped(folder):
-    import os
-    import signal
-
-    from hf_gdd.progress import Interrupted
-
     run = trainer(folder)
     step = run.step
 
@@ -120,12 +111,8 @@ def stopped(folder):
         return step(indices)
 
     run.step = stop
-    try:
+    with pytest.raises(Interrupted, match="after step 6"):
         run.fit()
-    except Interrupted as interruption:
-        assert "after step 6" in str(interruption)
-    else:
-        raise AssertionError("it went on")
 
 
 def test_a_signal_to_one_process_stops_all(tmp_path):

@@ -178,7 +178,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
             The address of the commit, a `huggingface_hub.CommitInfo`: its `oid` pins these images for ever.
 
         Raises:
-            PushError: the repo is as it was; the message says what to do.
+            PushError: the repo holds all of the old or all of the new; the message says what to do.
 
         """
         return push(
