@@ -21,6 +21,7 @@ _LAZY = {
     "baselines": "hf_gdd.evaluation",
     "evaluate": "hf_gdd.evaluation",
     "load_distilled_dataset": "hf_gdd.builder",
+    "push_distilled_dataset": "hf_gdd.publishing",
 }
 __all__ = sorted(_LAZY)
 

@@ -83,3 +83,39 @@ def _results(report: Report, method: str, seed: int | None) -> Iterator[EvalResu
                 "seeds": list(result.seeds),
             },
         )
+
+
+def dataset_text(repo: str, made: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text under the metadata of a materialised data set's card.
+
+    Args:
+        repo: id of the data set.
+        made: for each configuration its generator, fingerprint, method, seed, sampling, ipc and images.
+
+    """
+    first = next(iter(made))
+    rows = [
+        f"| `{name}` | {row['ipc']} | {row['images']:,} | {row['seed']} | "
+        f"{', '.join(f'{key}={value}' for key, value in row['sampling'].items())} | "
+        f"{row['generator'] or 'unpublished'} ({row['method']}, {row['fingerprint']}) |"
+        for name, row in made.items()
+    ]
+    table = "\n".join(["| configuration | IPC | images | seed | sampling | generator |", "| --- " * 6 + "|", *rows])
+    return f"""# {repo.split("/")[-1]}
+
+Synthetic training images, made by a generator that was distilled from a real data set. `IPC` is images per class.
+Image i of a class depends on generator, seed, class and i alone, so of two configurations with one generator, seed and
+sampling the smaller is the beginning of the larger, class by class.
+
+```python
+from datasets import load_dataset
+
+train = load_dataset("{repo}", "{first}", split="train")
+```
+
+{table}
+
+To train on such a fixed set is the protocol `fixed` of hf_gdd; a network is then tested on real images. The generator's
+card says what accuracy to expect, beside random real images of the same number. The images are no anonymisation of the
+real ones, repeat their biases, and may show something else than their label says.
+"""

@@ -15,9 +15,10 @@ from hf_gdd.builder import load_distilled_dataset
 from hf_gdd.evaluation import as_images, evaluate
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Sampling
-from hf_gdd.hub import CONFIG_NAME
+from hf_gdd.hub import CONFIG_NAME, PushError
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.progress import Interrupted
+from hf_gdd.publishing import config_name, push_distilled_dataset
 from hf_gdd.runs import read_run
 from hf_gdd.trainers.global_local import GlobalLocalConfig, GlobalLocalTrainer
 
@@ -26,6 +27,7 @@ ABOUT = """Distil an image data set into a generator, and a generator into a tra
   hf-gdd distill --dataset digits --preset tiny --output-dir runs/digits
   hf-gdd materialize runs/digits/generator --ipc 10 --output-dir distilled
   hf-gdd evaluate runs/digits/generator --dataset digits --ipc 10 --networks convnet2 --recipe tiny
+  hf-gdd push runs/digits/generator me/digits-gdd
 """
 
 
@@ -74,6 +76,8 @@ class Materialize:
         truncation: factor on the noise, the generator's own if not given; under 1 trades variety for typical images.
         revision: branch, tag or commit of the repo.
         num_proc: processes; each makes a part of the classes.
+        push_to_hub: id of a data set repo that the sets are also pushed to, a configuration for each.
+        private: whether that repo, if it is made now, is private.
 
     """
 
@@ -84,6 +88,8 @@ class Materialize:
     truncation: float | None = None
     revision: str | None = None
     num_proc: int | None = None
+    push_to_hub: str | None = None
+    private: bool = False
 
     def __call__(self) -> None:
         """Make the sets, and say how to load them."""
@@ -95,6 +101,46 @@ class Materialize:
             folder.mkdir(parents=True, exist_ok=True)
             data.to_parquet(folder / "train.parquet")
             print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
+        if self.push_to_hub:
+            shared = {"seed": self.seed, "sampling": sampling, "num_proc": self.num_proc}
+            push_distilled_dataset(generator, self.push_to_hub, ipc=self.ipc, private=self.private or None, **shared)
+            for ipc in self.ipc:
+                print(f'load_dataset("{self.push_to_hub}", "{config_name(ipc, self.seed)}", split="train")')
+
+
+@dataclass(frozen=True)
+class Push:
+    """Publish a generator on the Hub as one commit: weights, config, card, evidence and samples.
+
+    Log in before with `hf auth login`. What is pushed is what the folder holds; the card is written anew.
+
+    Attributes:
+        generator: folder of a generator, or the repo id of another.
+        repo: id of the model repo, such as me/cifar10-gdd; made if absent.
+        private: whether the repo, if it is made now, is private.
+        branch: made if absent; main if not given.
+        create_pr: open a pull request rather than commit.
+        commit_message: of the commit.
+
+    """
+
+    generator: Positional[str]
+    repo: Positional[str]
+    private: bool = False
+    branch: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+
+    def __call__(self) -> None:
+        """Push, and say how to load it."""
+        commit = AutoGenerator.from_pretrained(self.generator).push_to_hub(
+            self.repo,
+            private=self.private or None,
+            revision=self.branch,
+            create_pr=self.create_pr,
+            commit_message=self.commit_message,
+        )
+        print(f'{commit}\nAutoGenerator.from_pretrained("{self.repo}", revision="{commit.oid}")')
 
 
 @dataclass(frozen=True)
@@ -175,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, PushError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
@@ -190,6 +236,7 @@ def _parse(argv: list[str]) -> Callable[[], None]:
         Annotated[Distill, subcommand("distill", default=defaults, prefix_name=False)]
         | Annotated[Materialize, subcommand("materialize", prefix_name=False)]
         | Annotated[Evaluate, subcommand("evaluate", prefix_name=False)]
+        | Annotated[Push, subcommand("push", prefix_name=False)]
     )
     return tyro.cli(commands, prog="hf-gdd", args=argv, description=ABOUT)
 

@@ -1,6 +1,7 @@
 """To and from the Hub: a repo id to a local folder whose contents may be trusted, or a clear refusal; and a push."""
 
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,19 @@ def push(
                 "answer was lost. Log in with `hf auth login` or pass a token that may write there, check the name "
                 "and the network, and push again."
             ) from error
+
+
+def origin(folder: Path) -> str | None:
+    """The repo and commit, `me/generator@<sha>`, that a folder of the cache is a snapshot of; None for another."""
+    found = re.search(r"models--([^/]+)/snapshots/(\w+)", folder.as_posix())
+    return f"{found[1].replace('--', '/')}@{found[2]}" if found else None
+
+
+def forget_place(folder: Path) -> None:
+    """Take out of a saved config where on this machine the model was once loaded from, which diffusers writes there."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    config.pop("_name_or_path", None)
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def read_config(folder: Path, expected: str | None = None) -> dict[str, Any]:

@@ -49,11 +49,21 @@ def open_split(data: Source, split: str | None) -> tuple[Dataset, str, str | Non
             f"This Dataset is already one split ({data.split}), which has no part {split!r}: leave split "
             "out, or pass the DatasetDict."
         )
-    # The commit is only to be found in the addresses of the files that load_dataset fetched.
-    pinned = re.search(r"hf://datasets/(([^@\s]+)@(\w+))/", " ".join(data.info.download_checksums or ()))
-    name = pinned[1] if pinned else name or data.info.dataset_name or "unnamed"
-    card = _hub_card(*pinned.group(2, 3)) if pinned else card
+    if pinned := _repo_and_commit(data):
+        name, card = "@".join(pinned), _hub_card(*pinned)
+    name = name or data.info.dataset_name or "unnamed"
     return data.with_format(None), f"{name}:{data.split}" if data.split else name, _license(card)
+
+
+def _repo_and_commit(data: Dataset) -> tuple[str, str] | None:
+    """Return where load_dataset fetched a data set of the Hub; only the places of its files tell."""
+    for address in data.info.download_checksums or ():
+        if found := re.search(r"hf://datasets/([^@\s]+)@(\w+)/", address):
+            return found[1], found[2]
+    for file in data.cache_files:
+        if found := re.search(r"/([^/]+)/[^/]+/[^/]+/([0-9a-f]{40})/[^/]+\.arrow$", Path(file["filename"]).as_posix()):
+            return found[1].replace("___", "/"), found[2]
+    return None
 
 
 def _hub_card(repo: str, sha: str) -> Path | None:

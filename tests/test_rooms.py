@@ -17,7 +17,7 @@ ROOMS = """
     generators.base generators.model generators.gan generators.diffusion generators.bank generators.auto
     runs logs progress settings training
     trainers.global_local_config trainers.global_local trainers.diffusion_memory trainers.prediction_matching
-    stream builder judging evaluation cli
+    stream builder publishing judging evaluation cli
 """
 ORDER = ["hf_gdd", *(f"hf_gdd.{room}" for room in ROOMS.split())]
 LEVEL = {name: level for level, name in enumerate(ORDER)}

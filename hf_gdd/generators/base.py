@@ -23,6 +23,8 @@ class Generator(Protocol):
         report: the evidence of what it is worth, if it was evaluated.
         method: the training method's name.
         seed: of the training, if known.
+        origin: repo and commit it was loaded from, `me/generator@<sha>`, if it was.
+        license: of the training data, as its card names it.
 
     """
 
@@ -35,6 +37,8 @@ class Generator(Protocol):
     report: Report | None
     method: str
     seed: int | None
+    origin: str | None
+    license: str | None
 
     @property
     def num_classes(self) -> int:

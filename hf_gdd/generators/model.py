@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_gdd.card import generator_card
 from hf_gdd.generators.base import check_request
-from hf_gdd.hub import REPORT_NAME, LoadError, check_loaded, push, read_config, resolve
+from hf_gdd.hub import REPORT_NAME, LoadError, check_loaded, forget_place, origin, push, read_config, resolve
 from hf_gdd.images import tanh_to_uint8
 from hf_gdd.pictures import image_grid
 from hf_gdd.report import Report
@@ -30,6 +30,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
     config_name = "config.json"
     max_ipc: int | None = None
     report: Report | None = None
+    origin: str | None = None
     sampling: Any
 
     @property
@@ -66,6 +67,11 @@ class GeneratorModel(ModelMixin, ConfigMixin):
     def seed(self) -> int | None:
         """Of the training."""
         return (self.config.training or {}).get("seed")
+
+    @property
+    def license(self) -> str | None:
+        """Of the training data, as its card names it."""
+        return (self.config.training or {}).get("license")
 
     @property
     def stored_bytes(self) -> int:
@@ -145,6 +151,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         folder = Path(save_directory)
         self.register_to_config(sampling=self.sampling.identity())
         super().save_pretrained(folder, **kwargs)
+        forget_place(folder)
         self.grid().save(folder / "grid.png")
         (folder / REPORT_NAME).unlink(missing_ok=True)  # that of other weights
         if self.report is not None:
@@ -227,4 +234,5 @@ class GeneratorModel(ModelMixin, ConfigMixin):
                 f"The generator in {folder} could not be loaded: {error} Fetch or save it again."
             ) from error
         check_loaded(model, info, folder)
+        model.origin = origin(folder)
         return model if device is None else model.to(device)
