@@ -1,6 +1,9 @@
 """The code in README runs as it is printed, but for sizes that a test can wait for."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -8,14 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_gdd import classifiers
+from hf_gdd import AutoGenerator, classifiers
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-def code(section):
-    """The Python of a section."""
-    return re.search(rf"## {section}\n.*?```python\n(.*?)```", README, re.DOTALL)[1]
+def code(section, containing=""):
+    """The Python of a section, the first that contains a text."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    return next(part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if containing in part)
 
 
 def image_folder(root, size, per_class=20):
@@ -58,3 +63,39 @@ def test_the_python_use(short_recipes, tmp_path, capsys):
     assert "random-real IPC 10" in capsys.readouterr().out
     batch = next(iter(scope["stream"]))
     assert batch["image"].shape[1:] == (3, 32, 32)
+
+
+def test_the_trainer_of_transformers(short_recipes, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is no dependency; install it to run this")
+    text = code("Publishing and consuming", "transformers")
+    exec(text.replace("me/digits-gdd", str(ROOT / "model_cards/digits")), {})
+
+
+def test_the_published_generator_is_the_one_in_the_table():
+    generator = AutoGenerator.from_pretrained(ROOT / "model_cards/digits")
+    table, _, _ = generator.report.markdown().partition("\n\n")
+    assert table in README
+    card = (ROOT / "model_cards/digits/README.md").read_text()
+    assert table in card
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("model_cards", f"{ROOT}/model_cards"), scope)
+    assert len(scope["train"]) == 100
+
+
+def test_nothing_is_left_to_fill_in():
+    for path in (ROOT / "README.md", *(ROOT / "scripts").glob("*.py")):
+        text = path.read_text()
+        assert not re.search(r"HEADER|<!--|TODO|XXX", text), path
+        for link in re.findall(r"\]\(([^):#]+)\)", text):
+            assert (ROOT / link).exists(), (path, link)
+
+
+def test_the_training_script_takes_real_and_distilled_images(tmp_path):
+    script = [sys.executable, ROOT / "scripts/train_downstream.py", "--dataset", "digits", "--steps", "60"]
+    generator = ["--generator", ROOT / "model_cards/digits"]
+    environment = os.environ | {"HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for words, least in (([], 90), (generator, 60), ([*generator, "--stream"], 70)):
+        done = subprocess.run(
+            [*script, *words], capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
+        )
+        assert float(re.search(r"([\d.]+) % of 360 real test images", done.stdout)[1]) > least

@@ -4,17 +4,23 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from diffusers.configuration_utils import register_to_config
 from PIL import Image
+from torch import nn
 
-from hf_gdd.images import ImageTensors
+from hf_gdd import AutoGenerator, Stage, evaluate
+from hf_gdd.generators.model import GeneratorModel
+from hf_gdd.images import ImageTensors, to_tanh
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.progress import Interrupted, stop_signals
+from hf_gdd.rng import noise
 from hf_gdd.runs import load_state, read_run, stage_file
 from hf_gdd.settings import BOOKKEEPING, TrainingConfig
 from hf_gdd.trainers import global_local
@@ -508,3 +514,62 @@ def test_pictures_can_be_looked_at(tmp_path, monkeypatch):
     curves = Image.open(tmp_path / "run" / "losses.png").convert("L")
     assert min(curves.size) > 300
     assert np.asarray(curves).std() > 5
+
+
+# A method of one's own, as README says.
+
+
+@AutoGenerator.register
+class MeanGenerator(GeneratorModel):
+    """The mean image of every class, brighter or darker."""
+
+    @register_to_config
+    def __init__(self, class_names, image_shape, mean=(0.5,), std=(0.5,), training=None, format_version=1):
+        super().__init__()
+        self.images = nn.Parameter(torch.zeros(len(class_names), *image_shape))
+
+    def make(self, labels, indices, seed, sampling):
+        return self.images[labels] + 0.1 * noise(seed, labels, indices, (1, 1, 1))
+
+
+class MeanTrainer(Trainer):
+    @property
+    def stages(self):
+        return (Stage("mean", steps=self.config.max_steps or 8, batch_size=50, lr=0.5),)
+
+    def setup(self):
+        self.generator = MeanGenerator(self.data.class_names, self.data.shape, self.data.mean, self.data.std)
+        return {"generator": self.generator}
+
+    def step(self, indices):
+        images, labels = self.data.gather(indices)
+        distance = to_tanh(images) - self.generator.images[labels]
+        with torch.no_grad():
+            self.generator.images.index_add_(0, labels, distance.detach(), alpha=0.1)
+        return {"distance": distance.square().mean()}
+
+    def to_generator(self):
+        return deepcopy(self.generator).eval()
+
+
+def test_a_method_of_ones_own(tmp_path):
+    def contrast(generator, held_out):
+        return float(generator.images.detach().std())
+
+    data, folder = ImageTensors.from_dataset("digits"), tmp_path / "run"
+    trainer = MeanTrainer(data, output_dir=folder, checkpoint_every=2)
+    at_step(trainer, 5, cut)
+    with pytest.raises(PowerCut):
+        trainer.fit(contrast, every=4)
+    trainer = MeanTrainer(data, output_dir=folder, checkpoint_every=2)
+    best = trainer.fit(contrast, every=4)
+    assert type(best) is MeanGenerator
+    distances = [record["distance"] for record in trainer.run.records()]
+    assert distances[-1] < distances[0]
+    report = evaluate(best, ImageTensors.from_dataset("digits", "test"), ipc=5, networks="convnet2", n=1, recipe="tiny")
+    assert report.results[0].mean > 0.5
+    assert {path.name for path in (tmp_path / "run" / "generator").iterdir()} >= {
+        "config.json",
+        "grid.png",
+        "README.md",
+    }

@@ -10,7 +10,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
 from hf_gdd.card import generator_card
-from hf_gdd.generators.base import check_request
+from hf_gdd.generators.base import Sampling, check_request
 from hf_gdd.hub import REPORT_NAME, LoadError, check_loaded, forget_place, origin, push, read_config, resolve
 from hf_gdd.images import tanh_to_uint8
 from hf_gdd.pictures import image_grid
@@ -31,7 +31,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
     max_ipc: int | None = None
     report: Report | None = None
     origin: str | None = None
-    sampling: Any
+    sampling: Any = Sampling()
 
     @property
     def class_names(self) -> tuple[str, ...]:
