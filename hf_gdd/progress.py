@@ -1,10 +1,13 @@
 """Where a run is, which rows come next, and whether it was asked to stop."""
 
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +17,15 @@ from hf_gdd.rng import Random
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop by signal `signum`; it saved a checkpoint first."""
+    """The run was asked to stop by signal `signum`; it saved a checkpoint in `folder` first."""
 
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, signum: int, step: int, folder: Path) -> None:
+        script = Path(sys.argv[0]).name
+        command = shlex.join([script, *sys.argv[1:]] if script == "hf-gdd" else sys.orig_argv)
+        again = "call fit() again" if "ipykernel" in sys.modules else f"run the same command again: {command}"
+        super().__init__(
+            f"{signal.Signals(signum).name}: stopped after step {step}, saved in {folder}. To resume, {again}"
+        )
         self.signum = signum
 
 

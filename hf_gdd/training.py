@@ -1,9 +1,6 @@
 """The one training loop: stages, progress, metrics, pictures, checkpoints, exact resume, clean stops."""
 
 import logging
-import shlex
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -19,6 +16,7 @@ from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import ImageTensors
 from hf_gdd.logs import MetricsLog, NonFiniteLossError
+from hf_gdd.processes import Processes
 from hf_gdd.progress import Batches, Interrupted, Place, stop_signals
 from hf_gdd.rng import Random
 from hf_gdd.runs import RunFolder, save_state, stage_file
@@ -59,7 +57,7 @@ class Trainer:
         self.config = self.configure(preset, config, **overrides)
         # Accelerate's own precision is set once for a whole process, so a second run could not choose another.
         self.accelerator = Accelerator(log_with=list(self.config.trackers) or None, project_dir=str(output_dir))
-        self.device = self.accelerator.device
+        self.processes, self.device = Processes(self.accelerator), self.accelerator.device
         self.whole = ImageTensors.from_dataset(
             data,
             image_column=self.config.image_column,
@@ -162,11 +160,11 @@ class Trainer:
                     self._advance(stage, bar)
                     if validate and self.at.stage == len(self.stages) - 1 and self._due(every or stage.steps, stage):
                         self._select(validate)
-                    signum = self._asked_to_stop(stop)
+                    signum = self.processes.agreed_stop(stop, ask=self.logging)
                     if signum or self._due(self.config.checkpoint_every, stage):
                         self._checkpoint(stage, bar)
                     if signum:
-                        raise Interrupted(signum, self._farewell(signum))
+                        raise Interrupted(signum, self.at.total, self.run.path)
                 self._finish(stage)
         self.accelerator.end_training()
         return self._save(self.to_generator() if validate is None else self._load_best())
@@ -183,9 +181,9 @@ class Trainer:
         self.random, self.at = Random(self.config.seed, self.device), Place()
         self.batches = Batches(len(self.data), self.random)
         self.tracked = {"random": self.random, "batches": self.batches, "at": self.at, **self.setup()}
-        if self.main:
+        if self.processes.main:
             self.run.claim()
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         state = self.run.last_checkpoint(self.device)
         if state is not None:
             self.load_state_dict(state)
@@ -193,14 +191,14 @@ class Trainer:
         elif self.stages:
             self.begin(self.stages[0])
         self.accelerator.init_trackers("hf_gdd", config={k: str(v) for k, v in asdict(self.config).items()})
-        self.log = MetricsLog(self.run, self.main, self._track, self._mean)
+        self.log = MetricsLog(self.run, self.processes.main, self._track, self.processes.mean)
         self.log.resume(self.at.total, self.at.seconds)
 
     def _advance(self, stage: Stage, bar: tqdm) -> None:
         started = time.perf_counter()
         indices = self.batches.next(self._batch_size(stage))
         self.logging = self._due(self.config.log_every, stage, ahead=1)
-        metrics = self.step(self.local(indices))
+        metrics = self.step(self.processes.part(indices))
         self.at.step += 1
         self.at.total += 1
         self.log.add(self.at.total, len(indices), metrics)
@@ -210,7 +208,7 @@ class Trainer:
         bar.update()
         if self.logging:
             self._flush(stage, bar)
-        if self._due(self.config.picture_every, stage) and self.main:
+        if self._due(self.config.picture_every, stage) and self.processes.main:
             self._pictures()
 
     def _track(self, means: dict[str, float], step: int) -> None:
@@ -235,7 +233,7 @@ class Trainer:
     def _checkpoint(self, stage: Stage, bar: tqdm) -> None:
         self._flush(stage, bar)  # which refuses to save what is not finite
         self._require_finite()
-        if self.main:
+        if self.processes.main:
             self.run.save_checkpoint(self.at.total, self.state_dict(), keep=self.config.keep_checkpoints)
 
     def _require_finite(self) -> None:
@@ -244,7 +242,7 @@ class Trainer:
             if not isinstance(module, nn.Module):
                 continue
             finite = torch.stack([tensor.isfinite().all() for tensor in module.state_dict().values()]).all()
-            if self._mean(finite.float()) < 1:
+            if self.processes.mean(finite.float()) < 1:
                 last = self.run.newest_checkpoint()
                 raise NonFiniteLossError(
                     f"The weights of the {part} are not finite after step {self.at.total}. The last good checkpoint is "
@@ -253,7 +251,7 @@ class Trainer:
 
     def _finish(self, stage: Stage) -> None:
         """Keep the state at the end of a stage, and enter the next."""
-        if self.main:
+        if self.processes.main:
             save_state(stage_file(self.run.path, stage.name), self.state_dict())
         self.at.stage, self.at.step = self.at.stage + 1, 0
         if self.at.stage < len(self.stages):
@@ -265,17 +263,17 @@ class Trainer:
         logger.info("Validation after step %d: %.4f.", self.at.total, score)
         if self.at.best is None or score > self.at.best:
             self.at.best = score
-            if self.main:
+            if self.processes.main:
                 generator.save_pretrained(self.run.path / "best")
 
     def _load_best(self) -> Generator:
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         return AutoGenerator.from_pretrained(self.run.path / "best", device=self.device)
 
     def _save(self, generator: Generator) -> Generator:
-        if self.main:
+        if self.processes.main:
             generator.save_pretrained(self.run.path / "generator")
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         return generator
 
     def _pictures(self) -> None:
@@ -286,34 +284,10 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         total = sum(stage.steps for stage in self.stages)
-        hidden = {} if self.main else {"disable": True}
+        hidden = {} if self.processes.main else {"disable": True}
         return tqdm(total=total, initial=self.at.total, unit="step", dynamic_ncols=True, **hidden)
 
-    def _asked_to_stop(self, received: list[int]) -> int | None:
-        """The signal to stop for. Several processes agree on it when they log, so that none waits for one that left."""
-        if self.accelerator.num_processes == 1:
-            return received[0] if received else None
-        if received:
-            self.accelerator.set_trigger()
-        if self.logging and self.accelerator.check_trigger():
-            return received[0] if received else signal.SIGTERM
-        return None
-
-    def _farewell(self, signum: int) -> str:
-        script = Path(sys.argv[0]).name
-        command = shlex.join([script, *sys.argv[1:]] if script == "hf-gdd" else sys.orig_argv)
-        again = "call fit() again" if "ipykernel" in sys.modules else f"run the same command again: {command}"
-        return (
-            f"{signal.Signals(signum).name}: stopped after step {self.at.total}, saved in {self.run.path}. "
-            f"To resume, {again}"
-        )
-
-    # State and processes.
-
-    @property
-    def main(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.accelerator.is_main_process
+    # State and steps.
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes while training."""
@@ -334,16 +308,6 @@ class Trainer:
             "config": self.config.identity(),
         }
 
-    def local(self, whole: Tensor) -> Tensor:
-        """The part of this process: every process draws the same for all of them, then takes its own."""
-        return whole.tensor_split(self.accelerator.num_processes)[self.accelerator.process_index]
-
-    def gathered(self, part: Tensor) -> Tensor:
-        """The rows of all processes, differentiable: for losses that are no means over rows."""
-        if self.accelerator.num_processes == 1:
-            return part
-        return torch.cat(torch.distributed.nn.functional.all_gather(part))
-
     def autocast(self) -> torch.autocast:
         """The context of a forward pass, in the run's precision; losses are taken in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
@@ -353,18 +317,15 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         for parameter in module.parameters():
-            parameter.grad = self._mean(parameter.grad)
+            parameter.grad = self.processes.mean(parameter.grad)
         optimizer.step()
-
-    def _mean(self, tensor: Tensor) -> Tensor:
-        return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, reduction="mean")
 
     def _batch_size(self, stage: Stage) -> int:
         return min(stage.batch_size, len(self.data))
 
     def _check_shares(self) -> None:
         for stage in self.stages:
-            size, processes = self._batch_size(stage), self.accelerator.num_processes
+            size, processes = self._batch_size(stage), self.processes.count
             if size % processes:
                 raise ValueError(
                     f"The batch of stage {stage.name!r}, {size} images, does not divide over {processes} processes: "

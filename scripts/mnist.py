@@ -47,7 +47,7 @@ def main(
     test = ImageTensors.from_dataset(dataset, "test")
     trainer = GlobalLocalTrainer(dataset, preset=preset, max_steps=max_steps, seed=seed, output_dir=output_dir)
     generator = trainer.fit()
-    if not trainer.main:
+    if not trainer.processes.main:
         return
 
     recipe = Recipe(max_steps=eval_steps, floor=0.985)

@@ -58,16 +58,17 @@ def test_processes_stay_together(tmp_path):
 
 def gradients(folder):
     run = trainer(folder)
+    mine, every = run.processes.part, run.processes.gathered
     generator = torch.Generator().manual_seed(1)
     fake, real = torch.randn(2, 6, 5, generator=generator)
     for loss, reductions in ((global_loss, GLOBAL), (local_loss, LOCAL)):
         for reduction in reductions:
             whole = fake.clone().requires_grad_()
             loss(whole, real, reduction).backward()
-            part = run.local(fake).clone().requires_grad_()
-            loss(run.gathered(part), run.gathered(run.local(real)), reduction).backward()
+            part = mine(fake).clone().requires_grad_()
+            loss(every(part), every(mine(real)), reduction).backward()
             # What reaches the generator's weights is the mean over processes of each one's share.
-            torch.testing.assert_close(part.grad / 2, run.local(whole.grad), msg=lambda m, r=reduction: f"{r}: {m}")
+            torch.testing.assert_close(part.grad / 2, mine(whole.grad), msg=lambda m, r=reduction: f"{r}: {m}")
 
 
 def test_matching_gradients_are_those_of_the_whole_batch(tmp_path):

@@ -15,7 +15,7 @@ SCRIPTS = PACKAGE.parent / "scripts"
 ROOMS = """
     rng augment networks losses memory metrics report pictures card reading images classifiers pool hub
     generators.base generators.model generators.gan generators.diffusion generators.bank generators.auto
-    runs logs progress settings training
+    runs logs progress settings processes training
     trainers.global_local_config trainers.global_local trainers.diffusion_memory trainers.prediction_matching
     stream builder publishing judging evaluation cli
 """

@@ -192,21 +192,21 @@ class GlobalLocalTrainer(Trainer):
             with torch.no_grad():
                 real_logits, real_feature = network(seen_real)
             fake_logits, fake_feature = network(seen_fake)
-        terms = {}
+        terms, whole = {}, self.processes.gathered
         if weights["global"]:
-            distance = global_loss(self.gathered(fake_logits), self.gathered(real_logits), config.global_reduction)
+            distance = global_loss(whole(fake_logits), whole(real_logits), config.global_reduction)
             terms["global"] = weights["global"] * distance
         if weights["local"]:
-            distance = local_loss(self.gathered(fake_feature), self.gathered(real_feature), config.local_reduction)
+            distance = local_loss(whole(fake_feature), whole(real_feature), config.local_reduction)
             terms["local"] = weights["local"] * distance
         return terms
 
     def discriminator_loss(self, real: Tensor, labels: Tensor) -> Tensor:
         """Eq. 4 of Li et al. or WGAN-GP, with the class terms of an ACGAN, on fresh images of uniform labels."""
         config, generator = self.config, self.random.device
-        size = (len(real) * self.accelerator.num_processes,)
+        size = (len(real) * self.processes.count,)
         drawn = torch.randint(self.data.num_classes, size, generator=generator, device=self.device)
-        fake_labels = self.local(drawn)
+        fake_labels = self.processes.part(drawn)
         with torch.no_grad():
             fake = self.generate(fake_labels)
         (real_scores, real_classes), (fake_scores, fake_classes) = (
@@ -218,7 +218,7 @@ class GlobalLocalTrainer(Trainer):
         if config.class_on_fakes:
             loss = loss + F.cross_entropy(fake_classes, fake_labels)
         if config.adversarial == "wgan-gp":
-            mix = self.local(torch.rand(size, generator=generator, device=self.device))
+            mix = self.processes.part(torch.rand(size, generator=generator, device=self.device))
             penalty = gradient_penalty(lambda x: self.discriminator(x)[0], real, fake, mix)
             loss = loss + config.penalty_weight * penalty
         return loss
@@ -229,8 +229,8 @@ class GlobalLocalTrainer(Trainer):
 
     def normal(self, rows: int) -> Tensor:
         """Noise [rows, noise_dim], this process's part of what all draw."""
-        shape = (rows * self.accelerator.num_processes, self.config.noise_dim)
-        return self.local(torch.randn(shape, generator=self.random.device, device=self.device))
+        shape = (rows * self.processes.count, self.config.noise_dim)
+        return self.processes.part(torch.randn(shape, generator=self.random.device, device=self.device))
 
     def to_generator(self) -> ConditionalGANGenerator:
         """A copy of the generator, averaged if there is an EMA, in eval mode."""
