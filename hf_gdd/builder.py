@@ -13,7 +13,8 @@ from datasets.builder import Key
 
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator, check_ipc
-from hf_gdd.images import encode_png, features
+from hf_gdd.images import features
+from hf_gdd.pixels import encode_png
 from hf_gdd.rng import check_seed
 from hf_gdd.stream import DEFAULT_BATCH, DistilledStream
 

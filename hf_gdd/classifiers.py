@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_gdd.augment import Augment
-from hf_gdd.images import ImageTensors, to_unit
+from hf_gdd.images import ImageTensors
+from hf_gdd.pixels import to_unit
 
 SCHEDULES, PRECISIONS = ("constant", "cosine"), ("no", "bf16")
 

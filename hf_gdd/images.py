@@ -1,12 +1,11 @@
 """Image data sets as tensors: the one door through which real and synthetic images enter.
 
-Images rest as uint8 [N,C,H,W] in [0,255]; the range helpers at the end are the only conversions to floats.
+Images rest as uint8 [N,C,H,W] in [0,255]; `hf_gdd.pixels` has the only conversions to floats.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +13,10 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from hf_gdd.pixels import encode_png
 from hf_gdd.reading import find_columns, open_split, read_images, read_labels
 
 if TYPE_CHECKING:  # datasets takes over half a second to import, so each function that needs it does so
@@ -249,32 +247,6 @@ def features(class_names: Sequence[str]) -> Features:
     from datasets import ClassLabel, Features, Image
 
     return Features({"image": Image(), "label": ClassLabel(names=list(class_names))})
-
-
-def encode_png(image: Tensor | np.ndarray) -> bytes:
-    """Return the PNG file of one uint8 image [C,H,W] in host memory; ValueError unless C is 1 or 3."""
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-        raise ValueError(f"A PNG is made of uint8 [1 or 3,H,W], not {pixels.dtype} {list(pixels.shape)}.")
-    pixels = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
-    return file.getvalue()
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Map uint8 [0,255] to float32 [0,1]."""
-    return images.float() / 255
-
-
-def to_tanh(images: Tensor) -> Tensor:
-    """Map uint8 [0,255] to float32 [-1,1], the range inside generators."""
-    return images.float() / 127.5 - 1
-
-
-def tanh_to_uint8(images: Tensor) -> Tensor:
-    """Map floats [-1,1] to the nearest uint8 [0,255], clamping the rest; undoes `to_tanh` exactly."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def fits_on_device(num_bytes: int, free_bytes: int) -> bool:

@@ -6,7 +6,8 @@ in a CUDA graph as it stands.
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -54,6 +55,19 @@ def build_network(spec: NetworkSpec, num_classes: int, shape: Shape, seed: int |
 def network_name(spec: NetworkSpec) -> str:
     """Name a network in reports: the name itself, or that of the callable or of its class."""
     return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a network without computing those of its weights."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 class _Classifier(nn.Module):

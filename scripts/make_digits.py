@@ -10,7 +10,8 @@ from datasets import Dataset
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from hf_gdd.images import encode_png, features
+from hf_gdd.images import features
+from hf_gdd.pixels import encode_png
 from hf_gdd.reading import DIGITS
 
 SEED, TEST_ROWS = 0, 360

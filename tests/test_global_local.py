@@ -8,12 +8,13 @@ from torch import nn
 from hf_gdd.augment import Augment
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
 from hf_gdd.images import ImageTensors
-from hf_gdd.networks import build_network
+from hf_gdd.matching import matching_losses
+from hf_gdd.networks import build_network, frozen
 from hf_gdd.pool import ModelPool
 from hf_gdd.rng import Random
 from hf_gdd.runs import load_state, stage_file
 from hf_gdd.trainers import global_local
-from hf_gdd.trainers.global_local import GlobalLocalTrainer, frozen, matching_losses
+from hf_gdd.trainers.global_local import GlobalLocalTrainer
 from hf_gdd.training import Trainer
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)

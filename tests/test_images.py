@@ -9,15 +9,8 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, config
 from PIL import Image as Pillow
 
-from hf_gdd.images import (
-    ImageTensors,
-    encode_png,
-    features,
-    fits_on_device,
-    tanh_to_uint8,
-    to_tanh,
-    to_unit,
-)
+from hf_gdd.images import ImageTensors, features, fits_on_device
+from hf_gdd.pixels import encode_png, tanh_to_uint8, to_tanh, to_unit
 from hf_gdd.reading import DIGITS
 
 NAMES = ("cat", "dog", "eel")

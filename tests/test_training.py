@@ -17,8 +17,9 @@ from torch import nn
 
 from hf_gdd import AutoGenerator, Stage, evaluate
 from hf_gdd.generators.model import GeneratorModel
-from hf_gdd.images import ImageTensors, to_tanh
+from hf_gdd.images import ImageTensors
 from hf_gdd.logs import NonFiniteLossError
+from hf_gdd.pixels import to_tanh
 from hf_gdd.progress import Interrupted, stop_signals
 from hf_gdd.rng import noise
 from hf_gdd.runs import load_state, read_run, stage_file

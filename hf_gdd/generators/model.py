@@ -12,8 +12,8 @@ from torch import Tensor
 from hf_gdd.card import generator_card
 from hf_gdd.generators.base import Sampling, check_request
 from hf_gdd.hub import REPORT_NAME, LoadError, check_loaded, forget_place, origin, push, read_config, resolve
-from hf_gdd.images import tanh_to_uint8
 from hf_gdd.pictures import image_grid
+from hf_gdd.pixels import tanh_to_uint8
 from hf_gdd.report import Report
 
 # Images are always made this many at a time, padded if need be: kernels round differently for other batch sizes.

@@ -1,7 +1,5 @@
 """Global-local matching (Li et al., 2024, arXiv 2404.17732) and, on the same path, its baselines CGAN and DiM."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -13,9 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_gdd.augment import Augment
 from hf_gdd.classifiers import Normaliser
-from hf_gdd.generators.base import Generator
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
-from hf_gdd.images import ImageTensors, to_tanh, to_unit
 from hf_gdd.losses import (
     at_least_float32,
     discriminator_adversarial,
@@ -25,7 +21,8 @@ from hf_gdd.losses import (
     gradient_shares,
     local_loss,
 )
-from hf_gdd.networks import build_network, network_name
+from hf_gdd.networks import build_network, frozen, network_name
+from hf_gdd.pixels import to_tanh
 from hf_gdd.pool import MATCHING, ModelPool
 from hf_gdd.rng import Random, seeded
 from hf_gdd.runs import load_state, read_run, stage_file
@@ -236,59 +233,3 @@ class GlobalLocalTrainer(Trainer):
         """A copy of the generator, averaged if there is an EMA, in eval mode."""
         generator = self.ema.module if self.config.ema_decay else self.generator
         return deepcopy(generator).eval()
-
-
-@torch.no_grad()
-def matching_losses(
-    generator: Generator,
-    real: ImageTensors,
-    pool: ModelPool,
-    n: int = 5,
-    *,
-    per_image: int = 8,
-    global_reduction: str = "logsoftmax_mean",
-    local_reduction: str = "batchmean_sum",
-) -> dict[str, float]:
-    """How far generated images are from real ones of equal labels, in `n` fresh networks that `pool` draws and trains.
-
-    Args:
-        generator: its first images of each class are compared.
-        real: images that neither the generator nor the pool was trained on.
-        pool: with `refresh=1`, so that each network is a fresh one.
-        n: networks.
-        per_image: generated images for each real one, so that the generator's chance matters less.
-        global_reduction: see `hf_gdd.losses.GLOBAL`.
-        local_reduction: see `hf_gdd.losses.LOCAL`.
-
-    Returns:
-        The unweighted `global` and `local` losses, means over the networks.
-
-    """
-    images, labels = real.gather(torch.arange(len(real), device=real.labels.device).repeat(per_image))
-    indices = torch.zeros_like(labels)
-    for label in range(real.num_classes):
-        of_class = labels == label
-        indices[of_class] = torch.arange(int(of_class.sum()), device=labels.device)
-    normalise = Normaliser(pool.data.mean, pool.data.std)
-    fake, truth = (normalise(to_unit(x)) for x in (generator.sample(labels, indices), images))
-    sums = {"global": 0.0, "local": 0.0}
-    for _ in range(n):
-        with torch.enable_grad():
-            network = pool.advance()
-        (fake_logits, fake_feature), (real_logits, real_feature) = network(fake), network(truth)
-        sums["global"] += float(global_loss(fake_logits, real_logits, global_reduction))
-        sums["local"] += float(local_loss(fake_feature, real_feature, local_reduction))
-    return {name: total / n for name, total in sums.items()}
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Let gradients pass through a network without computing those of its weights."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -1,0 +1,1 @@
+open("canary", "w").close()
