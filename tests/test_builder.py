@@ -1,6 +1,8 @@
 """Sets with exactly ipc images a class, the same however they are made; streams that resume where they stood."""
 
 import itertools
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -460,3 +462,25 @@ def test_batches_under_one_are_no_stream(tmp_path, batch_size):
         stream(batch_size=batch_size)
     with pytest.raises(ValueError, match=f"batch_size is {batch_size}"):
         make(tmp_path, Stub(), 2, batch_size=batch_size, streaming=True)
+
+
+STREAMED = """
+import resource, torch
+from hf_gdd import ConditionalGANGenerator, DistilledStream
+
+torch.set_num_threads(1)
+generator = ConditionalGANGenerator(tuple("abcdefghij"), (3, 32, 32), width=4).eval()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+stream, seen, early = DistilledStream(generator, ipc=1000, batch_size=100), 0, None
+for batch in stream:
+    seen += len(batch["label"])
+    early = early or (peak() if seen >= 2000 else None)
+print(seen, peak() - early)
+"""
+
+
+def test_a_long_stream_takes_no_more_memory_than_a_short_one():
+    done = subprocess.run([sys.executable, "-c", STREAMED], capture_output=True, text=True, check=True)
+    seen, growth_mib = done.stdout.split()
+    assert int(seen) == 10_000
+    assert float(growth_mib) < 8  # all of the images would be 29

@@ -56,7 +56,11 @@ def test_own_data_and_own_network(short_recipes, tmp_path, capsys):
 def test_the_python_use(short_recipes, tmp_path, capsys):
     image_folder(tmp_path / "photos", size=32, per_class=12)
     text = code("From Python").replace('"uoft-cs/cifar10"', '"photos"')
-    text = text.replace('preset="paper"', 'preset="tiny", max_steps=2').replace("n=5", "n=1")
+    text = (
+        text.replace('preset="paper"', 'preset="tiny", max_steps=2')
+        .replace("n=5", "n=1")
+        .replace("resnet18-dd", "resnet10-dd")
+    )
     scope = {}
     exec(text, scope)
     assert len(scope["tiny"]) == 30
