@@ -149,7 +149,6 @@ class GlobalLocalTrainer(Trainer):
         """Tune the generator against discriminator and pool, then the discriminator against the generator."""
         images, labels = self.data.gather(indices)
         real = to_tanh(images)
-
         network = self.pool.advance() if self.matching else None
 
         # Generator: fool the discriminator, be recognised, and look to the pool's network as real images do.
