@@ -58,8 +58,7 @@ class Distill:
         folder = Path(self.output_dir or Path("runs") / name)
         trainer = GlobalLocalTrainer(self.dataset, config=self.settings, output_dir=folder)
         trainer.fit()
-        rates = {record["stage"]: record["images_per_second"] for record in trainer.run.records()}
-        speed = ", ".join(f"{stage} {rate:,.0f} images/s" for stage, rate in rates.items())
+        speed = ", ".join(f"{stage} {rate:,.0f} images/s" for stage, rate in trainer.log.rates().items())
         print(f"Trained in {trainer.at.seconds:,.0f} s on {trainer.device} ({speed}).")
         print(f"Generator: {folder / 'generator'}. Pictures: {folder / 'samples'}, {folder / 'losses.png'}.")
 

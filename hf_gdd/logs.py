@@ -84,6 +84,16 @@ class MetricsLog:
         if self.write:
             self.run.records(until=step)
 
+    def rates(self) -> dict[str, float]:
+        """Images a second in each stage, over all of it."""
+        totals: dict[str, tuple[float, float]] = {}
+        before = 0.0
+        for record in self.run.records():
+            images, seconds = totals.get(record["stage"], (0.0, 0.0))
+            spent, before = record["seconds"] - before, record["seconds"]
+            totals[record["stage"]] = (images + record["images_per_second"] * spent, seconds + spent)
+        return {stage: images / max(seconds, 1e-9) for stage, (images, seconds) in totals.items()}
+
     def draw(self) -> None:
         """Draw the curves of everything logged so far."""
         if self.write and (records := self.run.records()):

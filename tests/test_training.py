@@ -18,11 +18,11 @@ from torch import nn
 from hf_gdd import AutoGenerator, Stage, evaluate
 from hf_gdd.generators.model import GeneratorModel
 from hf_gdd.images import ImageTensors
-from hf_gdd.logs import NonFiniteLossError
+from hf_gdd.logs import MetricsLog, NonFiniteLossError
 from hf_gdd.pixels import to_tanh
 from hf_gdd.progress import Interrupted, stop_signals
 from hf_gdd.rng import noise
-from hf_gdd.runs import load_state, read_run, stage_file
+from hf_gdd.runs import RunFolder, load_state, read_run, stage_file
 from hf_gdd.settings import BOOKKEEPING, TrainingConfig
 from hf_gdd.trainers import global_local
 from hf_gdd.trainers.global_local import GlobalLocalConfig, GlobalLocalTrainer
@@ -574,3 +574,10 @@ def test_a_method_of_ones_own(tmp_path):
         "grid.png",
         "README.md",
     }
+
+
+def test_rates_are_over_whole_stages(tmp_path):
+    run = RunFolder(tmp_path, {"trainer": "T", "config": {}})
+    for step, stage, rate, seconds in ((1, "gan", 10, 2.0), (2, "gan", 40, 3.0), (3, "match", 5, 7.0)):
+        run.log({"step": step, "stage": stage, "images_per_second": rate, "seconds": seconds})
+    assert MetricsLog(run, True, print).rates() == {"gan": 20.0, "match": 5.0}
