@@ -162,7 +162,10 @@ def load_distilled_dataset(
         raise ValueError(f"There is no split {split!r}: a distilled set is 'train', or a part such as 'train[:50%]'.")
     if streaming and (split, num_proc) != ("train", None):
         raise ValueError("A stream is all of 'train', made as it is read: leave out split and num_proc.")
-    if not hasattr(generator, "sample"):
+    if hasattr(generator, "sample"):
+        if (revision, subfolder, token) != (None, None, None):
+            raise ValueError("This generator is already loaded: leave out revision, subfolder and token.")
+    else:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         generator = AutoGenerator.from_pretrained(
             generator, revision=revision, subfolder=subfolder, token=token, device=device

@@ -12,7 +12,7 @@ from hf_gdd.report import Report
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 PAPERS = {"global-local": "2404.17732", "dim": "2303.04707"}  # on arXiv
-_SOURCE = re.compile(r"(?P<name>[^@:\s]+)(@(?P<revision>\w+))?(:(?P<split>\w+))?")
+_SOURCE = re.compile(r"(?P<name>.+?)(@(?P<revision>\w+))?(:(?P<split>[^: ]+))?( \(\w+\))?")
 
 
 def generator_card(repo: str, config: Mapping[str, Any], report: Report | None = None) -> str:
@@ -35,7 +35,7 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         license=licence,
         datasets=[origin["name"]] if origin["revision"] else None,  # only the Hub's have a commit
         model_name=repo.split("/")[-1],
-        eval_results=list(_results(report, method, training.get("seed"))) if report else None,
+        eval_results=(list(_results(report, config.get("fingerprint"))) if report else []) or None,
     )
     channels, height, width = config["image_shape"]
     return ModelCard.from_template(
@@ -57,14 +57,16 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
 
 def _parse(source: str) -> dict[str, str | None]:
     """Name, revision and split of a source such as "uoft-cs/cifar10@<sha>:train"."""
-    found = _SOURCE.match(source)
+    found = _SOURCE.fullmatch(source)
     return found.groupdict() if found else {"name": source, "revision": None, "split": None}
 
 
-def _results(report: Report, method: str, seed: int | None) -> Iterator[EvalResult]:
-    """The generator's own rows; a report may hold others beside them."""
+def _results(report: Report, fingerprint: str | None) -> Iterator[EvalResult]:
+    """The generator's own rows, unless the recipe is invalid; a report may hold others beside them."""
     test = _parse(report.test)
-    for result in report.find(method, generator_seed=seed):
+    for result in report.results if report.valid is not False else ():
+        if result.generator is None or result.generator != fingerprint:
+            continue
         yield EvalResult(
             task_type="image-classification",
             dataset_type=test["name"],
@@ -77,6 +79,7 @@ def _results(report: Report, method: str, seed: int | None) -> Iterator[EvalResu
             metric_args={
                 "protocol": result.protocol,
                 "ipc": result.ipc,
+                "sampling": result.sampling,
                 "network": result.network,
                 "networks_trained": len(result.accuracies),
                 "std": round(result.std, 4),

@@ -77,6 +77,7 @@ class Materialize:
         num_proc: processes; each makes a part of the classes.
         push_to_hub: id of a data set repo that the sets are also pushed to, a configuration for each.
         private: whether that repo, if it is made now, is private.
+        overwrite: replace configurations there that hold other images.
 
     """
 
@@ -89,6 +90,7 @@ class Materialize:
     num_proc: int | None = None
     push_to_hub: str | None = None
     private: bool = False
+    overwrite: bool = False
 
     def __call__(self) -> None:
         """Make the sets, and say how to load them."""
@@ -102,7 +104,8 @@ class Materialize:
             print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
         if self.push_to_hub:
             shared = {"seed": self.seed, "sampling": sampling, "num_proc": self.num_proc}
-            push_distilled_dataset(generator, self.push_to_hub, ipc=self.ipc, private=self.private or None, **shared)
+            shared |= {"private": self.private or None, "overwrite": self.overwrite}
+            push_distilled_dataset(generator, self.push_to_hub, ipc=self.ipc, **shared)
             for ipc in self.ipc:
                 print(f'load_dataset("{self.push_to_hub}", "{config_name(ipc, self.seed)}", split="train")')
 

@@ -3,17 +3,24 @@
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
 FORMAT_VERSION = 1
 CONFIG_NAME, REPORT_NAME = "config.json", "report.json"
-# All that is ever fetched: neither code nor pickles can come along.
-LOADED = (CONFIG_NAME, REPORT_NAME, "*.safetensors", "*.safetensors.index.json")
+WEIGHTS, INDEX = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
+SHARDS = "diffusion_pytorch_model-*-of-*.safetensors"
+# All that is ever fetched beside the config: neither code nor pickles can come along.
+LOADED = (REPORT_NAME, WEIGHTS, INDEX, SHARDS)
+# What a push replaces, and a save clears first, so that nothing of other weights is left beside the new.
+OWN_FILE = re.compile(r"report\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 class LoadError(ValueError):
@@ -26,47 +33,71 @@ class PushError(RuntimeError):
 
 def resolve(
     repo_or_path: str | Path,
+    accept: Collection[str],
     *,
     revision: str | None = None,
     subfolder: str | None = None,
     token: str | None = None,
-) -> Path:
-    """The local folder of a generator: the folder itself, or a snapshot of the Hub repo at one commit.
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> tuple[Path, dict[str, Any], str | None]:
+    """The local folder of a generator and its config: the folder itself, or a snapshot of the Hub repo at one commit.
+
+    The config is fetched and judged first, the weights at the same commit after it.
+
+    Args:
+        repo_or_path: the folder, or the repo id.
+        accept: the classes that the caller can load.
+        revision: branch, tag or commit of the repo.
+        subfolder: of the folder or repo.
+        token: for private repos.
+        cache_dir: where repos are kept; that of `huggingface_hub` if None.
+        local_files_only: take a repo from the cache or not at all.
+
+    Returns:
+        Folder, config, and for a repo its `me/generator@<sha>`.
 
     Raises:
-        LoadError: neither a folder with a generator nor a repo that can be reached.
+        LoadError: neither a folder with a generator nor a repo that can be reached, or another class of generator.
 
     """
-    folder = Path(repo_or_path)
-    if ".." in Path(subfolder or "").parts or Path(subfolder or "").is_absolute():
+    folder, sub = Path(repo_or_path), Path(subfolder or "")
+    if ".." in sub.parts or sub.is_absolute():
         raise LoadError(f"subfolder {subfolder!r} leads out of {repo_or_path}: name one inside it.")
-    if not folder.is_dir():
-        folder = _download(str(repo_or_path), revision, subfolder, token)
-    elif revision is not None:
-        raise LoadError(f"{folder} is a local folder, which has no revision {revision!r}: leave revision out.")
-    folder = folder / (subfolder or "")
-    if not (folder / CONFIG_NAME).is_file():
-        nested = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
-        hint = f"; did you mean its subfolder {nested[0]!r}?" if nested else ": save one there with save_pretrained."
-        raise LoadError(f"{folder} holds no {CONFIG_NAME}, so it is no generator{hint}")
-    return folder
+    if folder.is_dir():
+        if revision is not None:
+            raise LoadError(f"{folder} is a local folder, which has no revision {revision!r}: leave revision out.")
+        config = read_config(folder / sub, accept)
+        check_files(folder / sub)
+        return folder / sub, config, None
+
+    fetch = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    prefix = f"{sub.as_posix()}/" if subfolder else ""
+    path = Path(_download(str(repo_or_path), prefix + CONFIG_NAME, revision, **fetch))
+    config, sha = read_config(path.parent, accept), path.parents[len(sub.parts)].name
+    _download(str(repo_or_path), [prefix + name for name in LOADED], sha, **fetch)
+    check_files(path.parent)
+    return path.parent, config, f"{repo_or_path}@{sha}" + (f"/{sub.as_posix()}" if subfolder else "")
 
 
-def _download(repo: str, revision: str | None, subfolder: str | None, token: str | None) -> Path:
-    from huggingface_hub import errors, snapshot_download
+def _download(repo: str, wanted: str | list[str], revision: str | None, **fetch: Any) -> str:
+    """One file, or what matches patterns, in the cache."""
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
 
-    prefix = f"{subfolder}/" if subfolder else ""
     try:
-        wanted = {"allow_patterns": [prefix + name for name in LOADED], "ignore_patterns": prefix + "*/*"}
-        return Path(snapshot_download(repo, revision=revision, token=token, **wanted))
+        if isinstance(wanted, str):
+            return hf_hub_download(repo, wanted, revision=revision, **fetch)
+        return snapshot_download(repo, revision=revision, allow_patterns=wanted, **fetch)
     except errors.HFValidationError as error:
         raise LoadError(f"{repo!r} is neither a local folder nor a repo id such as 'me/generator'.") from error
     except errors.GatedRepoError as error:
         raise LoadError(
-            f"{repo} is gated: ask for access on its page, then pass a token or `hf auth login`."
+            f"{repo} is gated: ask for access on its page, then `hf auth login` or pass a token."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise LoadError(f"{repo} has no revision {revision!r}: pass a branch, tag or commit that it has.") from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise LoadError(f"{repo} holds no {wanted}, so it is no generator: check the repo and subfolder.") from error
     except errors.RepositoryNotFoundError as error:
         raise LoadError(
             f"{repo!r} is no local folder, and no model repo of that name can be seen on the Hub: check the spelling; "
@@ -78,7 +109,9 @@ def _download(repo: str, revision: str | None, subfolder: str | None, token: str
             "HF_ENDPOINT and HF_HUB_OFFLINE, or the path."
         ) from error
     except Exception as error:  # a cut connection surfaces as whatever the HTTP client of the day raises
-        raise LoadError(f"{repo} could not be fetched: {error} Check your token and the network; try again.") from error
+        if getattr(getattr(error, "response", None), "status_code", None) == 401:
+            raise LoadError(f"The Hub refused the token for {repo}: `hf auth login` again, or pass another.") from error
+        raise LoadError(f"{repo} could not be fetched: {error} Check the network, and try again.") from error
 
 
 def push(
@@ -90,8 +123,8 @@ def push(
     create_pr: bool = False,
     token: str | None = None,
     commit_message: str | None = None,
-) -> str:
-    """Make a folder and upload it as one commit; a file that a former push left there and this one lacks is deleted.
+) -> "CommitInfo":
+    """Make a folder and commit its files at once; weights or a report of a former push are replaced, the rest stays.
 
     Args:
         write: fills the folder it is given.
@@ -102,32 +135,35 @@ def push(
         token: with write access; the logged-in one if None.
         commit_message: of the commit.
 
-    Returns:
-        The address of the commit, a `huggingface_hub.CommitInfo`.
-
     Raises:
         ValueError: `create_pr` with `revision`.
         PushError: no file was changed, or all were and the answer was lost; repo and branch may have been made.
 
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
     if create_pr and revision is not None:
         raise ValueError("A pull request goes to the main branch: leave revision out, or create_pr.")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
+        files = sorted(Path(folder).iterdir())
         try:
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             if revision is not None:
                 api.create_branch(repo, branch=revision, exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo,
-                folder_path=folder,
+            there = api.model_info(repo, revision=revision)
+            stale = {s.rfilename for s in there.siblings if OWN_FILE.fullmatch(s.rfilename)} - {f.name for f in files}
+            return api.create_commit(
+                repo,
+                [
+                    *(CommitOperationAdd(file.name, file) for file in files),
+                    *(CommitOperationDelete(name) for name in sorted(stale)),
+                ],
+                commit_message=commit_message or "Push generator with hf_gdd",
                 revision=revision,
                 create_pr=create_pr,
-                commit_message=commit_message or "Push generator with hf_gdd",
-                delete_patterns=list(LOADED),
+                parent_commit=there.sha,
             )
         except errors.HFValidationError as error:
             raise PushError(f"{repo!r} is no repo id: pass one such as 'me/generator'.") from error
@@ -139,12 +175,6 @@ def push(
             ) from error
 
 
-def origin(folder: Path) -> str | None:
-    """The repo and commit, `me/generator@<sha>`, that a folder of the cache is a snapshot of; None for another."""
-    found = re.search(r"models--([^/]+)/snapshots/(\w+)", folder.as_posix())
-    return f"{found[1].replace('--', '/')}@{found[2]}" if found else None
-
-
 def forget_place(folder: Path) -> None:
     """Take out of a saved config where on this machine the model was once loaded from, which diffusers writes there."""
     config = json.loads((folder / CONFIG_NAME).read_text())
@@ -152,18 +182,19 @@ def forget_place(folder: Path) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def read_config(folder: Path, expected: str | None = None) -> dict[str, Any]:
+def read_config(folder: Path, accept: Collection[str]) -> dict[str, Any]:
     """The generator's config, checked before anything is built from it.
 
-    Args:
-        folder: from `resolve`.
-        expected: the class the caller wants; None for any.
-
     Raises:
-        LoadError: not JSON, no class name, another class, or a format from a newer hf_gdd.
+        LoadError: absent, not JSON, no class name or another class than those of `accept`, from a newer hf_gdd, or
+            one that asks for more than a plain load.
 
     """
     path = folder / CONFIG_NAME
+    if not path.is_file():
+        nested = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
+        hint = f"; did you mean its subfolder {nested[0]!r}?" if nested else ": save one there with save_pretrained."
+        raise LoadError(f"{folder} holds no {CONFIG_NAME}, so it is no generator{hint}")
     try:
         config = json.loads(path.read_text())
         name, version = config["_class_name"], config.get("format_version", 0)
@@ -171,13 +202,42 @@ def read_config(folder: Path, expected: str | None = None) -> dict[str, Any]:
             raise TypeError(f"_class_name {name!r}, format_version {version!r}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(f"{path} is not the config of a generator ({error!r}). Fetch or save it again.") from error
-    if expected and name != expected:
+    if name not in accept:
         raise LoadError(
-            f"{path} describes a {name}, not a {expected}. Load it with AutoGenerator, which picks the class."
+            f"{path} describes a {name!r}, not a {' or '.join(accept)}. AutoGenerator picks among the classes of this "
+            "library; is it another library's?"
         )
     if version > FORMAT_VERSION:
         raise LoadError(f"{path} has format {version}, newer than {FORMAT_VERSION}. Upgrade: pip install -U hf_gdd.")
+    if "quantization_config" in config:
+        raise LoadError(f"{path} asks for a quantiser, which no generator of this library has. Is it another's?")
     return config
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder whose weights are not plain safetensors files in it.
+
+    Raises:
+        LoadError: there are none, only pickles, or an index that names anything else.
+
+    """
+    if (folder / INDEX).is_file():
+        try:
+            shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+            strange = sorted(name for name in shards if not OWN_FILE.fullmatch(name) or not (folder / name).is_file())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise LoadError(f"{folder / INDEX} is no index of shards ({error!r}). Fetch or save it again.") from error
+        if strange:
+            raise LoadError(
+                f"{folder / INDEX} names {strange[0]!r}, no weights of this folder. Fetch or save it again."
+            )
+    elif not (folder / WEIGHTS).is_file():
+        pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        hint = f" Its {pickles[0]} is a pickle, which can run code and is never loaded." if pickles else ""
+        raise LoadError(
+            f"{folder} holds no {WEIGHTS}.{hint} Check the network and fetch it again, or have its author save it with "
+            "save_pretrained."
+        )
 
 
 def check_loaded(model: nn.Module, info: dict[str, Any], folder: Path) -> None:

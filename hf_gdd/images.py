@@ -38,7 +38,7 @@ class ImageTensors:
         class_names: the name of every label, in order.
         source: where the rows come from, such as "digits:train" or "uoft-cs/cifar10@<sha>:train".
         device: where `gather` puts its batches.
-        license: as the data set's card names it, such as "mit"; None if it does not.
+        license: as the data set's card names it, such as "mit", or several; None if it does not.
     """
 
     images: Tensor
@@ -46,7 +46,7 @@ class ImageTensors:
     class_names: tuple[str, ...]
     source: str
     device: torch.device
-    license: str | None = None
+    license: str | list[str] | None = None
 
     @classmethod
     def from_dataset(

@@ -65,6 +65,7 @@ class Judge:
         ipc: int | None,
         generator_seed: int | None = None,
         sampling: str | None = None,
+        generator: str | None = None,
     ) -> list[Result]:
         """Train and test n networks of each architecture on `batches(i, random)`, of `images` images an epoch."""
         steps, looks, results = self.recipe.steps(images), LOOKS[protocol], []
@@ -86,10 +87,11 @@ class Judge:
                 seeds=tuple(self.seed + i for i in range(self.n)),
                 generator_seed=generator_seed,
                 steps=steps,
-                distinct_images=int(images * epochs),
+                distinct_images=min(int(images * epochs), steps * self.recipe.batch_size),
                 stored_bytes=stored_bytes,
                 seconds=time.perf_counter() - started,
                 sampling=sampling,
+                generator=generator,
             )
             results.append(result)
         return results
@@ -113,7 +115,7 @@ class Judge:
 
     def generator(self, generator: Generator, sampling: Any, *, protocol: str, ipc: int, **row: Any) -> list[Result]:
         """Networks that see `ipc` images of every class: always the same, or fresh ones, network i from seed + i."""
-        row |= {"protocol": protocol, "ipc": ipc, "generator_seed": generator.seed}
+        row |= {"protocol": protocol, "ipc": ipc, "generator_seed": generator.seed, "generator": generator.fingerprint}
         row["sampling"] = ", ".join(f"{name}={value}" for name, value in sampling.identity().items())
         images = ipc * generator.num_classes
         if protocol == "fixed":

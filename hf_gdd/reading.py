@@ -23,7 +23,7 @@ DIGITS, CARD = Path(__file__).parent / "data" / "digits", "README.md"
 _CHUNK = 1024  # rows decoded at a time: bounds the extra memory
 
 
-def open_split(data: Source, split: str | None) -> tuple[Dataset, str, str | None]:
+def open_split(data: Source, split: str | None) -> tuple[Dataset, str, str | list[str] | None]:
     """Return one split, where it comes from, and its licence if its card names one."""
     from datasets import Dataset, DatasetDict, load_dataset
 
@@ -76,13 +76,12 @@ def _hub_card(repo: str, sha: str) -> Path | None:
         return None
 
 
-def _license(card: Path | None) -> str | None:
+def _license(card: Path | None) -> str | list[str] | None:
     from huggingface_hub import DatasetCard
 
     if card is None or not card.is_file():
         return None
-    found = DatasetCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict().get("license")
-    return ", ".join(found) if isinstance(found, list) else found
+    return DatasetCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict().get("license")
 
 
 def _bundled_digits() -> DatasetDict:

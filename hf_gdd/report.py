@@ -27,6 +27,7 @@ class Result:
         stored_bytes: of the artefact: raw uint8 pixels for a set, weights for a generator.
         seconds: wall time of all n networks together.
         sampling: what changed the generator's pixels, such as "truncation=1.0"; None where there is no generator.
+        generator: its fingerprint: these weights and no others were judged.
 
     """
 
@@ -42,6 +43,7 @@ class Result:
     stored_bytes: int
     seconds: float
     sampling: str | None = None
+    generator: str | None = None
 
     @property
     def cell(self) -> tuple[str, str | None, str, str, int | None]:
@@ -108,7 +110,8 @@ class Report:
         """One report of several taken under the same circumstances.
 
         Raises:
-            ValueError: they differ in data, recipe, normalisation, device or versions, or there are none.
+            ValueError: they differ in data, recipe, normalisation, device or versions, two hold the same cell of one
+                generator, or there are none.
 
         """
         reports = list(reports)
@@ -117,8 +120,17 @@ class Report:
         for name in (f.name for f in fields(cls) if f.name != "results"):
             if len({json.dumps(getattr(report, name), sort_keys=True) for report in reports}) > 1:
                 raise ValueError(f"Reports that differ in {name!r} cannot be merged: their numbers do not compare.")
+        results = [result for report in reports for result in report.results]
+        seen = set()
+        for result in results:
+            key = (*result.cell, result.generator_seed, result.generator)
+            if key in seen:
+                raise ValueError(
+                    f"Two reports hold {result.name!r}, {result.protocol}, IPC {result.ipc}: name them apart."
+                )
+            seen.add(key)
         shared = {f.name: getattr(reports[0], f.name) for f in fields(cls)}
-        return cls(**shared | {"results": tuple(result for report in reports for result in report.results)})
+        return cls(**shared | {"results": tuple(results)})
 
     def find(self, name: str, **where: Any) -> list[Result]:
         """The results of a method, narrowed by any other field of `Result`."""

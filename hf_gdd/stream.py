@@ -23,8 +23,8 @@ class DistilledStream(IterableDataset):
     Each pass over the stream is the next epoch. Where it stands is (epoch, position), so it resumes exactly.
 
     It makes whole batches: give it to a `DataLoader` with `batch_size=None`, or none. Worker processes divide the
-    batches of an epoch among them, which only a generator on the CPU allows. Where it stands in the middle of an epoch
-    is then for the training to count: `load_state_dict({"epoch": e, "position": batches_taken})`.
+    batches of an epoch among them, which only a generator on the CPU allows. They run ahead of the training, so it is
+    for the training to count what it took: `load_state_dict({"epoch": e, "position": batches_taken})`.
 
     Args:
         generator: makes the images.
@@ -57,17 +57,20 @@ class DistilledStream(IterableDataset):
         self.images_per_epoch = generator.num_classes * ipc
         self.rank, self.world_size = 0, 1
         self._place = torch.zeros(2, dtype=torch.int64)  # epoch and position
-        self._done = torch.zeros(MAX_WORKERS, dtype=torch.int64)
+        self._done = torch.zeros(MAX_WORKERS, dtype=torch.int64)  # epochs that each worker process has made
+        self._begun = torch.zeros((), dtype=torch.bool)  # whether any has
         self._share()
 
     def _share(self) -> None:
         """Let worker processes tell how many epochs each has done, so that the pass after theirs is another epoch."""
-        self._place, self._done = self._place.clone().share_memory_(), self._done.clone().share_memory_()
+        for name in ("_place", "_done", "_begun"):
+            setattr(self, name, getattr(self, name).clone().share_memory_())
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that each process takes in an epoch."""
-        return math.ceil(self.images_per_epoch / (self.batch_size * self.world_size))
+        """Batches that each process takes in an epoch, none of them empty."""
+        wanted = math.ceil(self.images_per_epoch / (self.batch_size * self.world_size))
+        return min(wanted, self.images_per_epoch // self.world_size)
 
     @property
     def epoch(self) -> int:
@@ -111,6 +114,7 @@ class DistilledStream(IterableDataset):
 
     def _share_of(self, worker: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every `workers`-th batch of the rest of this epoch."""
+        self._begun.fill_(True)
         # The slowest one says which epoch this is: a fast one may be through before another has begun.
         epoch = max(int(self._place[0]), int(self._done[:workers].min()))
         first = int(self._place[1]) if epoch == int(self._place[0]) else 0
@@ -118,6 +122,8 @@ class DistilledStream(IterableDataset):
         for _, images, labels in self._make(places):
             yield images, labels
         self._done[worker] = epoch + 1
+        if int(self._done[:workers].min()) > epoch:
+            self._done.fill_(epoch + 1)  # also for workers that a later loader may have more of
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The next `count` batches, across epochs."""
@@ -153,13 +159,24 @@ class DistilledStream(IterableDataset):
     def _stand(self, epoch: int, position: int) -> None:
         self._place.copy_(torch.tensor([epoch, position]))
         self._done.zero_()
+        self._begun.zero_()
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch."""
         self._stand(epoch, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """The place of the next batch."""
+        """The place of the next batch.
+
+        Raises:
+            RuntimeError: worker processes made batches, and how many of them were taken they cannot know.
+
+        """
+        if self._done.any() or self._begun:
+            raise RuntimeError(
+                "The workers of a DataLoader run ahead of the training, so only it knows its place: save "
+                "{'epoch': e, 'position': batches taken} yourself, for load_state_dict."
+            )
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

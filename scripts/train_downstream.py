@@ -6,7 +6,7 @@
 
 `--generator` takes a folder or a Hub repo id, `--dataset` a Hub id, a folder or `digits`. Each command above takes
 seconds on two CPU cores and ends with the accuracy on the real test images. Under `accelerate launch` each process
-takes its part of every batch. It is a demonstration; `hf-gdd evaluate` is the fair comparison, with several networks
+takes batches of its own. It is a demonstration; `hf-gdd evaluate` is the fair comparison, with several networks
 and baselines.
 """
 
@@ -45,6 +45,8 @@ def main(
         seed: of the network and the images.
 
     """
+    if stream and generator is None:
+        raise SystemExit("--stream needs a --generator to stream from.")
     accelerator = Accelerator()
     torch.manual_seed(seed)
     test = ImageTensors.from_dataset(dataset, "test", device=accelerator.device)

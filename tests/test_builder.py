@@ -413,7 +413,31 @@ def test_workers_change_nothing(persistent):
     loader = torch.utils.data.DataLoader(shared, batch_size=None, num_workers=2, persistent_workers=persistent)
     for epoch in range(3):
         assert same(pairs(loader), pairs(alone))
-        assert shared.state_dict() == alone.state_dict() == {"epoch": epoch + 1, "position": 0}
+        assert alone.state_dict() == {"epoch": epoch + 1, "position": 0}
+        assert (shared.epoch, shared.position) == (epoch + 1, 0)
+
+
+def test_workers_run_ahead_so_the_stream_does_not_know_its_place():
+    shared = stream()
+    next(iter(torch.utils.data.DataLoader(shared, batch_size=None, num_workers=2)))
+    with pytest.raises(RuntimeError, match=r"run ahead of the training.*batches taken"):
+        shared.state_dict()
+    shared.set_epoch(4)
+    assert shared.state_dict() == {"epoch": 4, "position": 0}
+
+
+def test_more_workers_go_on_where_fewer_ended():
+    alone, shared = stream(), stream()
+    for workers in (2, 4, 1):
+        assert same(pairs(torch.utils.data.DataLoader(shared, batch_size=None, num_workers=workers)), pairs(alone))
+
+
+def test_no_process_gets_an_empty_batch():
+    parts = [stream(ipc=4, batch_size=1).split_by_node(rank, 5) for rank in range(5)]
+    sizes = [[len(labels) for _, labels in pairs(part)] for part in parts]
+    assert {len(each) for each in sizes} == {2}
+    assert sum(map(sum, sizes)) == 12
+    assert min(map(min, sizes)) > 0
 
 
 def test_workers_resume():

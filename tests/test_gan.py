@@ -1,5 +1,7 @@
 """The published networks at every size; images of (label, index, seed) alone; folders that keep both."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hf_gdd import AutoGenerator
 from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import MAX_SIZE, MIN_SIZE, ConditionalGANGenerator, Discriminator, map_sizes
 from hf_gdd.generators.model import GRID_COLUMNS
+from hf_gdd.hub import LoadError
 from hf_gdd.pictures import image_grid
 from hf_gdd.report import Report, Result
 
@@ -23,6 +26,11 @@ REPORT = Report(
     normalisation="real",
     device="cpu",
 )
+
+
+def reported(generator):
+    """A report of these weights."""
+    return replace(REPORT, results=(replace(REPORT.results[0], generator=generator.fingerprint),))
 
 
 def trained(names=NAMES, shape=(1, 8, 8), width=6, seed=0, **config):
@@ -129,9 +137,15 @@ def test_a_score_depends_on_its_own_image_alone():
         ("noise_dim", {"noise_dim": -1}),
         ("noise_dim", {"noise_dim": 10**15}),
         ("strings", {"class_names": (1, 2)}),
-        ("one value per channel", {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}),
-        ("one value per channel", {"std": (1.0, 1.0)}),
-        ("std above 0", {"std": (0.0,)}),
+        ("one finite value per channel", {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}),
+        ("one finite value per channel", {"std": (1.0, 1.0)}),
+        ("one finite value per channel", {"mean": (float("nan"),)}),
+        ("one finite value per channel", {"std": (float("inf"),)}),
+        ("above 0", {"std": (0.0,)}),
+        ("different strings", {"class_names": ("a", "a")}),
+        ("different strings", {"class_names": "ab"}),
+        ("of one line", {"class_names": ("a", "b\n```")}),
+        ("must be a mapping", {"training": "x"}),
     ],
 )
 def test_impossible_architectures_are_refused(words, config):
@@ -335,16 +349,56 @@ def test_an_untrained_generator_says_so():
 
 def test_the_report_travels_with_the_generator(tmp_path):
     generator = trained()
-    generator.report = REPORT
+    generator.report = reported(generator)
     generator.save_pretrained(tmp_path)
     assert (tmp_path / "report.json").is_file()
     assert len(list(tmp_path.iterdir())) == 5
-    assert AutoGenerator.from_pretrained(tmp_path).report == REPORT
+    assert AutoGenerator.from_pretrained(tmp_path).report == reported(generator)
+
+
+def test_a_report_of_other_weights_is_not_saved(tmp_path, caplog):
+    generator = trained()
+    generator.report = reported(generator)
+    generator.save_pretrained(tmp_path / "full")
+    rounded = AutoGenerator.from_pretrained(tmp_path / "full", dtype="bfloat16")
+    rounded.save_pretrained(tmp_path / "half")
+    assert "report is of other weights" in caplog.text
+    again = AutoGenerator.from_pretrained(tmp_path / "half")
+    assert (again.dtype, again.report) == (torch.bfloat16, None)
+    assert again.fingerprint == rounded.fingerprint
+    with pytest.raises(ValueError, match="dtype is 'int8'; pass one of floating point"):
+        AutoGenerator.from_pretrained(tmp_path / "full", dtype="int8")
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    trained().save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LoadError, match=r"not those that config.json names by their fingerprint.*save them again"):
+        AutoGenerator.from_pretrained(tmp_path)
+
+
+def test_a_save_leaves_nothing_of_the_former(tmp_path):
+    trained().save_pretrained(tmp_path, max_shard_size="3KB")
+    assert (tmp_path / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    assert AutoGenerator.from_pretrained(tmp_path).fingerprint == trained().fingerprint
+    trained(seed=1).save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors*"))) == 1
+    assert AutoGenerator.from_pretrained(tmp_path).fingerprint == trained(seed=1).fingerprint
+
+
+def test_sampling_travels_with_the_generator(tmp_path):
+    generator = trained()
+    generator.sampling = Sampling(truncation=0.5)
+    generator.save_pretrained(tmp_path)
+    assert AutoGenerator.from_pretrained(tmp_path).sampling == Sampling(truncation=0.5)
 
 
 def test_other_weights_do_not_inherit_a_report(tmp_path):
     generator = trained()
-    generator.report = REPORT
+    generator.report = reported(generator)
     generator.save_pretrained(tmp_path)
     trained(seed=1).save_pretrained(tmp_path)
     assert AutoGenerator.from_pretrained(tmp_path).report is None
@@ -360,12 +414,12 @@ def test_the_grid_shows_the_first_images_a_class_a_row(tmp_path):
 
 
 def test_a_grid_of_very_many_classes_stays_a_picture():
-    generator = trained(names=tuple(f"{i}\nth" for i in range(150)))
+    generator = trained(names=tuple(f"{i}th" for i in range(150)))
     assert generator.grid().height == 100 * 58
 
 
 def test_saving_and_pushing_in_one_call_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="push_to_hub"):
+    with pytest.raises(TypeError, match="push_to_hub"):
         trained().save_pretrained(tmp_path, push_to_hub=True)
     assert not list(tmp_path.iterdir())
 

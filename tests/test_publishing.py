@@ -1,14 +1,18 @@
 """Generators and sets travel through the Hub: every client is a process of its own with an empty cache."""
 
+import contextlib
+import io
+import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from hf_gdd import AutoGenerator, ConditionalGANGenerator, load_distilled_dataset
+from hf_gdd import AutoGenerator, ConditionalGANGenerator, Recipe, load_distilled_dataset
 from hf_gdd.hub import LoadError, PushError
 from hf_gdd.report import RANDOM_REAL, Report, Result
 
@@ -26,11 +30,13 @@ def made(seed=0):
             generator(generator.code(torch.randint(3, (64,)), torch.randn(64, 90)))
     row = {"protocol": "fixed", "network": "convnet2", "ipc": 10, "seeds": (0, 1), "steps": 5, "seconds": 1.0}
     row |= {"distinct_images": 30, "stored_bytes": 10}
-    ours = Result(name="dim", accuracies=(0.75, 0.85), generator_seed=4, **row)
-    other = Result(name="cgan", accuracies=(0.5, 0.6), generator_seed=4, **row)
+    generator.eval()
+    ours = {"generator": generator.fingerprint, "sampling": "truncation=1.0"}
+    ours = Result(name="dim", accuracies=(0.75, 0.85), generator_seed=4, **row, **ours)
+    other = Result(name="cgan", accuracies=(0.5, 0.6), generator_seed=4, generator="another", **row)
     real = Result(name=RANDOM_REAL, accuracies=(0.6, 0.7), generator_seed=None, **row)
     generator.report = Report((ours, other, real), "insects:train (1)", "insects:test (2)", {}, "real", "CPU")
-    return generator.eval()
+    return generator
 
 
 # ---- what runs in the clients
@@ -78,9 +84,27 @@ def licence_of(repo, config):
 
 
 def command(*words):
+    """The status of hf-gdd and what it printed; run where it can leave files."""
     from hf_gdd.cli import main
 
-    return main(words)
+    said = io.StringIO()
+    home = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            status = main(words)
+        os.chdir(home)
+    return status, said.getvalue()
+
+
+def distil_and_push(repo, folder):
+    from hf_gdd import GlobalLocalTrainer, ImageTensors, evaluate
+
+    generator = GlobalLocalTrainer("digits", preset="tiny", max_steps=3, output_dir=folder).fit()
+    test = ImageTensors.from_dataset("digits", "test")
+    generator.report = evaluate(generator, test, ipc=1, networks="convnet1", n=1, recipe=Recipe(max_steps=3))
+    generator.push_to_hub(repo)
+    return materialise(repo, ipc=2), rows(load_distilled_dataset(generator, ipc=2))
 
 
 def run_snippet(text):
@@ -123,16 +147,20 @@ def test_the_round_trip(shared_hub, shared_client, owner, visitor):
     assert (fingerprint, origin, report) == (made().fingerprint, f"me/gen@{sha}", made().report)
     assert visitor.run(materialise, "me/gen", ipc=7) == before
 
-    assert owner.run(command, "materialize", "me/gen", "--ipc", "7", "2", "--push-to-hub", "me/sets") == 0
+    assert owner.run(command, "materialize", "me/gen", "--ipc", "7", "2", "--push-to-hub", "me/sets")[0] == 0
     head = shared_hub.head("me/sets", repo_type="dataset")
     assert visitor.run(stock, "me/sets", "ipc7") == before
     assert visitor.run(stock, "me/sets", "ipc2", streaming=True) == 6
     card = shared_hub.files("me/sets", repo_type="dataset")["README.md"].decode()
     for part in (f"me/gen@{sha}", "truncation=1.0", "`ipc7`", "`ipc2`", "license: mit", 'load_dataset("me/sets"'):
         assert part in card
-    assert owner.run(command, "materialize", "me/gen", "--ipc", "7", "2", "--push-to-hub", "me/sets") == 0
+    assert owner.run(command, "materialize", "me/gen", "--ipc", "7", "2", "--push-to-hub", "me/sets")[0] == 0
     assert shared_hub.head("me/sets", repo_type="dataset") == head
-    assert owner.run(command, "materialize", "me/gen", "--ipc", "2", "--seed", "3", "--push-to-hub", "me/sets") == 0
+    again = ("materialize", "me/gen", "--ipc", "2", "--push-to-hub", "me/sets")
+    assert owner.run(command, *again, "--seed", "3")[0] == 0
+    status, said = owner.run(command, *again, "--truncation", "0.1")
+    assert status == 2
+    assert "already holds ipc2, of other images" in said
     assert visitor.run(stock, "me/sets", "ipc2-seed3") != visitor.run(stock, "me/sets", "ipc2")
 
     sha = shared_hub.head("me/sets", repo_type="dataset")
@@ -189,6 +217,7 @@ def test_branches_pull_requests_and_private_repos(shared_hub, owner, visitor):
 )
 def test_a_failed_push_leaves_the_former_one_whole(shared_hub, owner, kind, method, path):
     sha = owner.run(push, 0, "me/broken")
+    before = shared_hub.files("me/broken")
     other = 1 + len(shared_hub.requests)  # an upload that is already there would not be sent
     shared_hub.fault(kind, method=method, path=path, times=100)
     try:
@@ -198,7 +227,7 @@ def test_a_failed_push_leaves_the_former_one_whole(shared_hub, owner, kind, meth
         shared_hub.faults.clear()
     assert "hf_" not in str(failure.value)
     assert shared_hub.head("me/broken") == sha
-    assert owner.run(pull, "me/broken", revision=sha)[0] == made(0).fingerprint
+    assert shared_hub.files("me/broken") == before
 
 
 def test_no_repo_to_push_to(owner, visitor):
@@ -216,9 +245,15 @@ def test_no_repo_to_push_to(owner, visitor):
         ("me/absent", {}, "no model repo of that name can be seen on the Hub: check the spelling"),
         ("me/there", {"revision": "v9"}, "me/there has no revision 'v9'"),
         ("me/gated", {}, "me/gated is gated: ask for access on its page"),
-        ("me/there", {"token": "hf_wrong"}, "token"),
+        ("me/there", {"token": "hf_wrong"}, "The Hub refused the token for me/there: `hf auth login` again"),
+        (
+            "me/pickled",
+            {},
+            "holds no diffusion_pytorch_model.safetensors. Check the network and fetch it again",
+        ),
+        ("me/foreign", {}, "describes a 'UNet2DModel', not a ConditionalGANGenerator"),
         ("me/there", {"subfolder": "../x"}, "leads out of me/there"),
-        ("me/there", {"subfolder": "x"}, "holds no config.json"),
+        ("me/there", {"subfolder": "x"}, "me/there holds no x/config.json, so it is no generator: check the repo"),
         ("me/empty", {}, "holds no config.json"),
         ("../../nowhere", {}, "neither a local folder nor a repo id"),
     ],
@@ -229,6 +264,10 @@ def test_what_cannot_be_loaded_says_why(shared_hub, owner, visitor, repo, option
         owner.run(push, 0, name)
     shared_hub.repo("me/gated").gated = True
     shared_hub.put("me/empty", {"notes.txt": b"nothing"})
+    weights = {"diffusion_pytorch_model.bin": b"\0", "model.safetensors": b"\0", "x.py": b"raise SystemExit"}
+    for name in ("pickle", "other_library"):
+        config = (Path(__file__).parent / "hostile" / name / "config.json").read_bytes()
+        shared_hub.put({"pickle": "me/pickled"}.get(name, "me/foreign"), weights | {"config.json": config})
     with pytest.raises(LoadError, match=re.escape(message)) as refusal:
         visitor.run(pull, repo, **options)
     assert "hf_wrong" not in str(refusal.value)
@@ -240,7 +279,7 @@ def test_a_download_that_fails_says_so(shared_hub, shared_client, owner, kind):
     newcomer = shared_client()
     shared_hub.fault(kind, method="GET", path=r"/resolve/.*safetensors|/api/models/me/flaky", times=100)
     try:
-        with pytest.raises(LoadError, match=r"me/flaky"):
+        with pytest.raises(LoadError, match=r"(?s)me(/|--)flaky.*Check the network"):
             newcomer.run(pull, "me/flaky")
     finally:
         shared_hub.faults.clear()
@@ -267,8 +306,48 @@ def test_only_what_is_needed_is_fetched(shared_hub, owner, visitor):
     assert fetched == {"config.json", "report.json", "diffusion_pytorch_model.safetensors"}
 
 
-def test_a_token_is_nowhere_to_be_read(shared_hub, owner, token):
+def test_what_a_trainer_made_travels(shared_hub, owner, tmp_path):
+    pushed, local = owner.run(distil_and_push, "me/digits", tmp_path / "run")
+    assert pushed == local
+    card = ModelCard(shared_hub.files("me/digits")["README.md"].decode())
+    assert (card.data.license, len(card.data.eval_results)) == ("cc-by-4.0", 1)
+
+
+def test_a_repo_may_hold_other_generators(shared_hub, owner, visitor):
+    owner.run(push, 0, "me/many")
+    files = {name: data for name, data in shared_hub.files("me/many").items() if name in FILES}
+    nested = {f"other/{name}": data for name, data in files.items()}
+    shared_hub.put("me/many", nested | {"diffusion_pytorch_model.ema.safetensors": b"\0"})
+    owner.run(push, 1, "me/many")
+    there = shared_hub.files("me/many")
+    assert set(nested) | {"diffusion_pytorch_model.ema.safetensors"} <= set(there)
+    sha = shared_hub.head("me/many")
+    fingerprint, origin, _ = visitor.run(pull, "me/many", subfolder="other")
+    assert (fingerprint, origin) == (made(0).fingerprint, f"me/many@{sha}/other")
+    assert visitor.run(pull, "me/many")[0] == made(1).fingerprint
+
+
+def test_the_owners_words_on_a_data_set_stay(shared_hub, owner):
+    owner.run(push, 0, "me/worded")
+    materialize = ("materialize", "me/worded", "--push-to-hub", "me/word-sets", "--ipc")
+    assert owner.run(command, *materialize, "2")[0] == 0
+    card = shared_hub.files("me/word-sets", repo_type="dataset")["README.md"].decode()
+    mine = card.replace("tags:\n", "tags:\n- insects\n").rstrip() + "\n\nMy own words.\n"
+    shared_hub.put("me/word-sets", {"README.md": mine.encode()}, repo_type="dataset")
+    assert owner.run(command, *materialize, "3")[0] == 0
+    card = shared_hub.files("me/word-sets", repo_type="dataset")["README.md"].decode()
+    for part in ("My own words.", "- insects", "`ipc2`", "`ipc3`"):
+        assert card.count(part) == 1, part
+
+
+def test_a_token_is_nowhere_to_be_read(shared_hub, owner, visitor, token):
     owner.run(push, 0, "me/quiet")
+    status, said = owner.run(command, "push", "me/quiet", "someone/else")
+    assert status == 1
+    assert token not in said
+    with pytest.raises(PushError) as failure:
+        visitor.run(push, 0, "someone/else", token=token)
+    assert token not in str(failure.value)
     for name, content in shared_hub.files("me/quiet").items():
         assert token.encode() not in content, name
     leaks = [path for path in Path(owner.home).rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
@@ -298,16 +377,17 @@ def test_the_snippet_of_the_card_runs(shared_hub, owner, visitor):
 
 def test_the_command_pushes(shared_hub, owner, visitor, tmp_path):
     made().save_pretrained(tmp_path / "generator")
-    assert owner.run(command, "push", str(tmp_path / "generator"), "me/told", "--branch", "draft") == 0
+    assert owner.run(command, "push", str(tmp_path / "generator"), "me/told", "--branch", "draft")[0] == 0
     assert visitor.run(pull, "me/told", revision="draft")[0] == made().fingerprint
-    assert visitor.run(command, "push", str(tmp_path / "generator"), "me/told") == 1
+    assert visitor.run(command, "push", str(tmp_path / "generator"), "me/told")[0] == 1
     shutil.rmtree(tmp_path / "generator")
-    assert owner.run(command, "push", str(tmp_path / "generator"), "me/told") == 2
+    assert owner.run(command, "push", str(tmp_path / "generator"), "me/told")[0] == 2
 
 
 def test_a_new_push_leaves_nothing_of_the_old(shared_hub, owner):
     owner.run(push, 0, "me/shrunk")
-    shared_hub.put("me/shrunk", {"old-00001-of-00002.safetensors": b"\0", "notes.md": b"mine"})
+    old = "diffusion_pytorch_model-00001-of-00002.safetensors"
+    shared_hub.put("me/shrunk", {old: b"\0", "notes.md": b"mine"})
     owner.run(push_bare, "me/shrunk")
     files = set(shared_hub.files("me/shrunk")) - {".gitattributes"}
     assert files == FILES - {"report.json"} | {"notes.md"}

@@ -4,8 +4,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_gdd.generators.base import Generator
-from hf_gdd.hub import LoadError, read_config, resolve
+from hf_gdd.hub import resolve
 
 CLASSES = {"ConditionalGANGenerator": "hf_gdd.generators.gan"}
 
@@ -23,19 +25,16 @@ class AutoGenerator:
     def from_pretrained(
         repo_or_path: str | Path,
         *,
-        revision: str | None = None,
-        subfolder: str | None = None,
-        token: str | None = None,
-        **kwargs: Any,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        **place: Any,
     ) -> Generator:
-        """Load from a local folder or a Hub repo; see `GeneratorModel.from_pretrained`.
+        """Load from a local folder or a Hub repo; the arguments are those of `GeneratorModel.from_pretrained`.
 
         Raises:
             LoadError: there is no generator, or its class is not one of this library.
 
         """
-        folder = resolve(repo_or_path, revision=revision, subfolder=subfolder, token=token)
-        name = read_config(folder)["_class_name"]
-        if name not in CLASSES:
-            raise LoadError(f"{folder} holds a {name!r}; hf_gdd loads {', '.join(CLASSES)}. Is it another library's?")
-        return getattr(import_module(CLASSES[name]), name).from_pretrained(folder, **kwargs)
+        folder, config, origin = resolve(repo_or_path, CLASSES, **place)
+        name = config["_class_name"]
+        return getattr(import_module(CLASSES[name]), name).load(folder, config, origin, dtype, device)

@@ -38,7 +38,7 @@ class Generator(Protocol):
     method: str
     seed: int | None
     origin: str | None
-    license: str | None
+    license: str | list[str] | None
 
     @property
     def num_classes(self) -> int:

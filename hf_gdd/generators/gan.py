@@ -1,6 +1,7 @@
 """The conditional GAN of DiM (Gu et al., 2023), for 8 to 64 px and any number of classes."""
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -44,13 +45,16 @@ def _check_architecture(
         raise ValueError(f"noise_dim is {noise_dim}; it must lie in 1..10,000 (the papers use 90).")
     if not 2 <= len(class_names) <= 10_000:
         raise ValueError(f"The GAN needs 2 to 10,000 classes, not {len(class_names)}.")
-    if not all(isinstance(name, str) for name in class_names):
-        raise ValueError(f"Class names must be strings: {class_names[:5]}.")
+    lines = [name for name in class_names if isinstance(name, str) and name.isprintable()]
+    if isinstance(class_names, str) or len(set(lines)) < len(class_names):
+        raise ValueError(f"Class names must be different strings of one line: {class_names[:5]}.")
 
 
 def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
-    if len(mean) not in (1, channels) or len(std) != len(mean) or min(std) <= 0:
-        raise ValueError(f"mean {mean} and std {std} must each have one value per channel, std above 0.")
+    if len(mean) not in (1, channels) or len(std) != len(mean) or not all(map(math.isfinite, (*mean, *std))):
+        raise ValueError(f"mean {mean} and std {std} must each have one finite value per channel.")
+    if min(std) <= 0:
+        raise ValueError(f"std {std} must be above 0.")
 
 
 class ConditionalGANGenerator(GeneratorModel):
@@ -69,6 +73,8 @@ class ConditionalGANGenerator(GeneratorModel):
         std: of the real training images in unit range, per channel.
         training: how it was trained, as primitives.
         sampling: fields of the `Sampling` used unless another is given.
+        fingerprint: of the weights that were saved with this config.
+        dtype: of those weights.
         format_version: of the saved folder.
 
     Raises:
@@ -87,6 +93,8 @@ class ConditionalGANGenerator(GeneratorModel):
         std: tuple[float, ...] = (0.5,),
         training: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
+        fingerprint: str | None = None,
+        dtype: str | None = None,
         format_version: int = FORMAT_VERSION,
     ) -> None:
         super().__init__()
@@ -94,6 +102,8 @@ class ConditionalGANGenerator(GeneratorModel):
         channels, _, side = image_shape
         _check_statistics(mean, std, channels)
         self.sampling = Sampling(**sampling or {})
+        if not isinstance(training or {}, Mapping):
+            raise ValueError(f"training must be a mapping of settings, not {training!r}.")
         first, *sizes = map_sizes(side)
         self.start = nn.Sequential(
             nn.Linear(len(class_names) + noise_dim, width * first * first),

@@ -1,8 +1,9 @@
 """A generator that is one torch module: sampling in tiles, saving, loading, pushing."""
 
 import hashlib
+import logging
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,15 @@ from torch import Tensor
 
 from hf_gdd.card import generator_card
 from hf_gdd.generators.base import Sampling, check_request
-from hf_gdd.hub import REPORT_NAME, LoadError, check_loaded, forget_place, origin, push, read_config, resolve
+from hf_gdd.hub import CONFIG_NAME, OWN_FILE, REPORT_NAME, LoadError, check_loaded, forget_place, push, resolve
 from hf_gdd.pictures import image_grid
 from hf_gdd.pixels import tanh_to_uint8
 from hf_gdd.report import Report
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+logger = logging.getLogger("hf_gdd")
 
 # Images are always made this many at a time, padded if need be: kernels round differently for other batch sizes.
 TILE = {"cpu": 64}
@@ -69,7 +75,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         return (self.config.training or {}).get("seed")
 
     @property
-    def license(self) -> str | None:
+    def license(self) -> str | list[str] | None:
         """Of the training data, as its card names it."""
         return (self.config.training or {}).get("license")
 
@@ -134,29 +140,37 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         columns = torch.arange(GRID_COLUMNS).repeat(shown)
         return image_grid(self.sample(labels, columns, seed), GRID_COLUMNS, self.class_names[:shown])
 
-    def save_pretrained(self, save_directory: str | Path, *, repo_id: str | None = None, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, repo_id: str | None = None, max_shard_size: str = "10GB"
+    ) -> None:
         """Write all that a push would: config.json, safetensors, grid.png, README.md and, if evaluated, report.json.
+
+        A report of other weights than these is left out, with a warning.
 
         Args:
             save_directory: made if absent.
             repo_id: what the card tells people to load; the folder's name if None.
-            kwargs: for diffusers' `ModelMixin.save_pretrained`, such as `max_shard_size`.
-
-        Raises:
-            ValueError: `push_to_hub=True`, which would push before all is written; call `push_to_hub` instead.
+            max_shard_size: weights above it are split into several files.
 
         """
-        if kwargs.pop("push_to_hub", False):
-            raise ValueError("Saving and pushing are two calls here: generator.push_to_hub(repo_id) does both.")
         folder = Path(save_directory)
-        self.register_to_config(sampling=self.sampling.identity())
-        super().save_pretrained(folder, **kwargs)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():  # first, so that a kill leaves no generator rather than a mixed one
+            if OWN_FILE.fullmatch(path.name):
+                path.unlink()
+        fingerprint = self.fingerprint
+        dtype = str(self.dtype).removeprefix("torch.")
+        self.register_to_config(sampling=self.sampling.identity(), fingerprint=fingerprint, dtype=dtype)
+        super().save_pretrained(folder, max_shard_size=max_shard_size)
         forget_place(folder)
         self.grid().save(folder / "grid.png")
-        (folder / REPORT_NAME).unlink(missing_ok=True)  # that of other weights
-        if self.report is not None:
-            self.report.save(folder / REPORT_NAME)
-        card = generator_card(repo_id or folder.resolve().name, self.config, self.report)
+        report = self.report
+        if report is not None and not any(result.generator == fingerprint for result in report.results):
+            logger.warning("The report is of other weights than these, so it is not saved with them.")
+            report = None
+        if report is not None:
+            report.save(folder / REPORT_NAME)
+        card = generator_card(repo_id or folder.resolve().name, self.config, report)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def push_to_hub(
@@ -168,9 +182,9 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         create_pr: bool = False,
         token: str | None = None,
         commit_message: str | None = None,
-        **kwargs: Any,
-    ) -> str:
-        """Save to a temporary folder and upload that as one commit.
+        max_shard_size: str = "10GB",
+    ) -> "CommitInfo":
+        """Save to a temporary folder and push that as one commit.
 
         Args:
             repo_id: of a model repo; made if absent.
@@ -179,17 +193,17 @@ class GeneratorModel(ModelMixin, ConfigMixin):
             create_pr: open a pull request rather than commit to `main`.
             token: with write access; the logged-in one if None.
             commit_message: of the commit.
-            kwargs: for `save_pretrained`.
+            max_shard_size: weights above it are split into several files.
 
         Returns:
-            The address of the commit, a `huggingface_hub.CommitInfo`: its `oid` pins these images for ever.
+            The commit; its `oid` pins these weights for ever.
 
         Raises:
             PushError: the repo holds all of the old or all of the new; the message says what to do.
 
         """
         return push(
-            lambda folder: self.save_pretrained(folder, repo_id=repo_id, **kwargs),
+            lambda folder: self.save_pretrained(folder, repo_id=repo_id, max_shard_size=max_shard_size),
             repo_id,
             private=private,
             revision=revision,
@@ -206,8 +220,10 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         revision: str | None = None,
         subfolder: str | None = None,
         token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
-        **kwargs: Any,
     ) -> Model:
         """Load a generator, or refuse with the reason; never leaves a tensor unset.
 
@@ -216,17 +232,34 @@ class GeneratorModel(ModelMixin, ConfigMixin):
             revision: branch, tag or commit of the repo.
             subfolder: where in it the generator lies.
             token: for private repos.
-            device: where to put it; where it was loaded if None.
-            kwargs: for diffusers' `ModelMixin.from_pretrained`, such as `dtype` or `variant`.
+            cache_dir: where repos are kept; that of `huggingface_hub` if None.
+            local_files_only: take a repo from the cache or not at all.
+            dtype: of the weights, such as "bfloat16", which changes pixels; that they were saved in if None.
+            device: where to put it; the CPU if None.
 
         Raises:
             LoadError: the generator is absent, damaged, of another class or of a newer format.
+            ValueError: `dtype` is none of floating point.
 
         """
-        folder = resolve(repo_or_path, revision=revision, subfolder=subfolder, token=token)
-        read_config(folder, expected=cls.__name__)
+        place = {"revision": revision, "subfolder": subfolder, "token": token}
+        place |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        return cls.load(*resolve(repo_or_path, (cls.__name__,), **place), dtype, device)
+
+    @classmethod
+    def load(
+        cls: type[Model],
+        folder: Path,
+        config: dict[str, Any],
+        origin: str | None,
+        dtype: str | torch.dtype | None,
+        device: str | torch.device | None,
+    ) -> Model:
+        """Load what `hf_gdd.hub.resolve` found; see `from_pretrained`."""
+        wanted = _floating(dtype)
         try:
-            model, info = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+            options = {"use_safetensors": True, "output_loading_info": True}
+            model, info = super().from_pretrained(folder, torch_dtype=_floating(config.get("dtype")), **options)
             if (folder / REPORT_NAME).is_file():
                 model.report = Report.load(folder / REPORT_NAME)
         except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
@@ -234,5 +267,17 @@ class GeneratorModel(ModelMixin, ConfigMixin):
                 f"The generator in {folder} could not be loaded: {error} Fetch or save it again."
             ) from error
         check_loaded(model, info, folder)
-        model.origin = origin(folder)
-        return model if device is None else model.to(device)
+        if model.fingerprint != config.get("fingerprint"):
+            raise LoadError(
+                f"The weights in {folder} are not those that {CONFIG_NAME} names by their fingerprint: they were "
+                "changed or damaged after they were saved. Fetch or save them again."
+            )
+        model.origin = origin
+        return model.to(device=device, dtype=wanted)
+
+
+def _floating(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"dtype is {dtype!r}; pass one of floating point, such as 'float32' or 'bfloat16'.")
+    return found
