@@ -273,7 +273,8 @@ class GeneratorModel(ModelMixin, ConfigMixin):
                 "changed or damaged after they were saved. Fetch or save them again."
             )
         model.origin = origin
-        return model.to(device=device, dtype=wanted)
+        # diffusers' own `to` warns of every cast, though no part of a generator needs another precision.
+        return torch.nn.Module.to(model, device=device, dtype=wanted)
 
 
 def _floating(dtype: str | torch.dtype | None) -> torch.dtype | None:
