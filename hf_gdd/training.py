@@ -166,7 +166,8 @@ class Trainer:
                     if signum:
                         raise Interrupted(signum, self.at.total, self.run.path)
                 self._finish(stage)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training would also end the group that a next run needs
+            tracker.finish()
         return self._save(self.to_generator() if validate is None else self._load_best())
 
     def _open(self, held_out: float | None) -> None:

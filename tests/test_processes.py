@@ -2,12 +2,13 @@
 
 import os
 import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate import PartialState, debug_launcher
-from accelerate.state import AcceleratorState
+from conftest import Client
 
 from hf_gdd import GlobalLocalTrainer, ImageTensors
 from hf_gdd.logs import NonFiniteLossError
@@ -22,11 +23,25 @@ def trainer(folder, **settings):
     return GlobalLocalTrainer(data, output_dir=folder, **SETTINGS | settings)
 
 
-def on_two(function, *arguments):
-    """Run it in two processes; this one must look as if it had none before."""
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    debug_launcher(function, arguments, num_processes=2)
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two processes of one group, as a launcher would start them; forks of this one would share its threads' locks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared["HF_HOME"] = str(tmp_path_factory.mktemp("hf_home"))
+    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    processes = [Client(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    yield processes
+    for process in processes:
+        process.close()
+
+
+def on_two(pair, function, *arguments):
+    """Run it in both; what either raises is raised."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda process: process.run(function, *arguments), pair))
 
 
 def everywhere(tensor):
@@ -48,8 +63,8 @@ def train(folder):
         assert torch.equal(one, other)
 
 
-def test_processes_stay_together(tmp_path):
-    on_two(train, tmp_path / "run")
+def test_processes_stay_together(pair, tmp_path):
+    on_two(pair, train, tmp_path / "run")
     records = trainer(tmp_path / "run").run.records()
     assert [record["step"] for record in records] == [2, 4, 6, 8]
     resumed = trainer(tmp_path / "run").fit()  # one process reads what two have written
@@ -71,8 +86,8 @@ def gradients(folder):
             torch.testing.assert_close(part.grad / 2, mine(whole.grad), msg=lambda m, r=reduction: f"{r}: {m}")
 
 
-def test_matching_gradients_are_those_of_the_whole_batch(tmp_path):
-    on_two(gradients, tmp_path / "run")
+def test_matching_gradients_are_those_of_the_whole_batch(pair, tmp_path):
+    on_two(pair, gradients, tmp_path / "run")
 
 
 def uneven(folder):
@@ -80,8 +95,8 @@ def uneven(folder):
         trainer(folder, match_batch_size=9).fit()
 
 
-def test_a_batch_that_does_not_divide_is_refused(tmp_path):
-    on_two(uneven, tmp_path / "run")
+def test_a_batch_that_does_not_divide_is_refused(pair, tmp_path):
+    on_two(pair, uneven, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -98,8 +113,8 @@ def spoilt(folder):
         run.fit()
 
 
-def test_a_bad_loss_in_one_process_stops_all(tmp_path):
-    on_two(spoilt, tmp_path / "run")
+def test_a_bad_loss_in_one_process_stops_all(pair, tmp_path):
+    on_two(pair, spoilt, tmp_path / "run")
 
 
 def stopped(folder):
@@ -116,6 +131,6 @@ def stopped(folder):
         run.fit()
 
 
-def test_a_signal_to_one_process_stops_all(tmp_path):
-    on_two(stopped, tmp_path / "run")
+def test_a_signal_to_one_process_stops_all(pair, tmp_path):
+    on_two(pair, stopped, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "step-000000006.pt").exists()
