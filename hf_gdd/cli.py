@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 from hf_gdd.builder import load_distilled_dataset
 from hf_gdd.evaluation import as_images, evaluate
 from hf_gdd.generators.auto import AutoGenerator
-from hf_gdd.generators.base import Sampling
+from hf_gdd.generators.base import Sampling, check_ipc
 from hf_gdd.hub import CONFIG_NAME, PushError
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.progress import Interrupted
@@ -95,6 +95,10 @@ class Materialize:
     def __call__(self) -> None:
         """Make the sets, and say how to load them."""
         generator = AutoGenerator.from_pretrained(self.generator, revision=self.revision)
+        if not self.ipc:
+            raise ValueError("--ipc names no number of images per class: pass --ipc 10, say.")
+        for ipc in self.ipc:
+            check_ipc(generator, ipc)
         sampling = None if self.truncation is None else Sampling(self.truncation)
         for ipc in self.ipc:
             data = load_distilled_dataset(generator, ipc=ipc, seed=self.seed, sampling=sampling, num_proc=self.num_proc)
@@ -187,6 +191,9 @@ class Evaluate:
     def __call__(self) -> None:
         """Evaluate, print the table, write the report."""
         folder = Path(self.source)
+        output = Path(self.output) if self.output else (folder if folder.is_dir() else Path()) / "report.json"
+        if output.is_dir() or not output.parent.is_dir():
+            raise ValueError(f"--output {output} is no file in a folder that exists: choose another.")
         is_generator = (folder / CONFIG_NAME).is_file() or not folder.is_dir()
         train = AutoGenerator.from_pretrained(self.source, revision=self.revision) if is_generator else self.source
         train = train if is_generator else as_images(train, "train")
@@ -205,7 +212,6 @@ class Evaluate:
             seed=self.seed,
         )
         print(report.markdown())
-        output = Path(self.output) if self.output else (folder if folder.is_dir() else Path()) / "report.json"
         report.save(output)
         print(f"Report: {output}")
 

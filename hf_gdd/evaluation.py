@@ -63,6 +63,8 @@ def evaluate(
     ipcs, protocols = _several(ipc), _several(protocol)
     _check_request(generator, ipcs, protocols)
     check_seed(seed)
+    if not _several(networks):
+        raise ValueError("Name at least one network to train, such as networks='convnet3'.")
     device = device or getattr(generator, "device", None)
     test = as_images(test, "test", device)
     real = None if real is None else as_images(real, "train", device)
@@ -134,9 +136,7 @@ def _ipc_of(data: ImageTensors, asked: tuple[int, ...], exact: bool) -> int:
 
     """
     if asked and set(data.class_counts) != set(asked):
-        raise ValueError(
-            f"ipc is {asked[0]}, but {data.source} does not hold that many images of every class: leave ipc out."
-        )
+        raise ValueError(f"ipc is {asked[0]}, but {data.source} holds another number of every class: leave ipc out.")
     if exact and len(set(data.class_counts)) > 1:
         raise ValueError(
             f"The classes of {data.source} have {min(data.class_counts)} to {max(data.class_counts)} images, so no "

@@ -33,7 +33,14 @@ def open_split(data: Source, split: str | None) -> tuple[Dataset, str, str | lis
     elif isinstance(data, (str, Path)):
         folder = Path(data).expanduser()
         name, card = (folder.resolve().name, folder / CARD) if folder.is_dir() else (str(data), None)
-        data = load_dataset(str(folder))
+        try:
+            data = load_dataset(str(folder))
+        except (FileNotFoundError, ConnectionError) as error:  # as datasets reports what is neither here nor there
+            raise ValueError(
+                f"{str(data)!r} is no data set that can be read: as a local folder it is "
+                f"{'unreadable' if folder.is_dir() else 'absent'}, and on the Hub: {error} Check the spelling, the "
+                "network and, for a private one, your login."
+            ) from error
     if isinstance(data, DatasetDict):
         wanted = split or "train"
         if wanted not in data:

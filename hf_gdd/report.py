@@ -211,7 +211,9 @@ def _deviation(values: Iterable[float]) -> float:
 def _row(results: list[Result], with_sampling: bool) -> list[str]:
     """One cell: the mean over generators, deviations over networks and over generators kept apart."""
     first, means = results[0], [result.mean for result in results]
-    accuracy = f"{100 * statistics.fmean(means):.1f} ± {100 * statistics.fmean(r.std for r in results):.1f}"
+    accuracy = f"{100 * statistics.fmean(means):.1f}"
+    if len(first.accuracies) > 1:
+        accuracy += f" ± {100 * statistics.fmean(r.std for r in results):.1f}"
     if len(results) > 1:
         accuracy += f" (between {100 * _deviation(means):.1f})"
     generators = "-" if first.generator_seed is None else str(len(results))

@@ -40,6 +40,11 @@ class RunFolder:
                     f"{self.path} holds another run; it differs in {'; '.join(changed)}. Choose another output_dir, "
                     "delete that folder, or repeat its settings to resume it."
                 )
+        elif self._checkpoints():
+            raise ValueError(
+                f"{self.path} holds checkpoints but no {RUN_FILE}, so whose they are is unknown: choose another "
+                "output_dir, or delete that folder."
+            )
 
     def claim(self) -> None:
         """Make the folder this run's own.

@@ -1,5 +1,6 @@
 """What a training is told: the settings every method shares, checked before any work."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -101,8 +102,8 @@ class TrainingConfig:
 
 
 def require_positive(config: Any, name: str) -> None:
-    """Refuse a field that is not above 0."""
-    if getattr(config, name) <= 0:
+    """Refuse a field that is not above 0 and finite."""
+    if not 0 < getattr(config, name) < math.inf:
         raise ValueError(f"{name} is {getattr(config, name)}; it must be positive.")
 
 

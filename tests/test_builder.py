@@ -508,3 +508,10 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one():
     seen, growth_mib = done.stdout.split()
     assert int(seen) == 10_000
     assert float(growth_mib) < 8  # all of the images would be 29
+
+
+@pytest.mark.parametrize("ipc", [10**12, 1.5, True, "3"])
+def test_an_ipc_that_is_no_number_of_images_is_refused(tmp_path, ipc):
+    with pytest.raises(ValueError, match="ipc"):
+        make(tmp_path, Stub(), ipc)
+    assert not any(tmp_path.rglob("*.arrow"))

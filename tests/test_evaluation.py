@@ -393,3 +393,8 @@ def test_baselines_refuse_an_ipc_that_the_real_set_cannot_give_before_training(m
     monkeypatch.setattr(classifiers.Learner, "step", lambda *args: pytest.fail("trained"))
     with pytest.raises(ValueError, match="has 8 images and needs 9"):
         baselines(toy(per_class=8), toy(), ipcs=(2, 9), **NO_PROBLEM)
+
+
+def test_no_network_is_refused():
+    with pytest.raises(ValueError, match="at least one network"):
+        evaluate(Stub(), toy(), ipc=2, networks=())

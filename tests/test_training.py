@@ -581,3 +581,24 @@ def test_rates_are_over_whole_stages(tmp_path):
     for step, stage, rate, seconds in ((1, "gan", 10, 2.0), (2, "gan", 40, 3.0), (3, "match", 5, 7.0)):
         run.log({"step": step, "stage": stage, "images_per_second": rate, "seconds": seconds})
     assert MetricsLog(run, True, print).rates() == {"gan": 20.0, "match": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"match_lr": float("inf")}, "match_lr is inf"),
+        ({"gan_lr": float("nan")}, "gan_lr is nan"),
+        ({"global_weight": float("nan")}, "global_weight is nan"),
+        ({"pool": "convnet2"}, "pool is 'convnet2'; it must be a tuple"),
+    ],
+)
+def test_settings_that_are_no_numbers_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        GlobalLocalTrainer.configure("tiny", **settings)
+
+
+def test_checkpoints_of_an_unknown_run_are_not_taken_over(tmp_path):
+    make(tmp_path / "run").fit()
+    (tmp_path / "run" / "run.yaml").unlink()
+    with pytest.raises(ValueError, match=r"holds checkpoints but no run.yaml"):
+        make(tmp_path / "run", seed=9).fit()

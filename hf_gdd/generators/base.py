@@ -9,6 +9,8 @@ from torch import Tensor
 
 from hf_gdd.report import Report
 
+MAX_IMAGES = 100_000_000
+
 
 class Generator(Protocol):
     """An image for every (label, index, seed), the same in any batch, shard or process on one device type.
@@ -110,10 +112,12 @@ def check_ipc(generator: Generator, ipc: int) -> None:
     """Refuse a number of images per class that cannot be made.
 
     Raises:
-        ValueError: it is under 1, or above what the generator holds.
+        ValueError: it is no whole number from 1, above what the generator holds, or makes more than MAX_IMAGES in all.
 
     """
-    if ipc < 1:
-        raise ValueError(f"ipc is {ipc}; ask for at least 1 image per class.")
+    if not isinstance(ipc, int) or isinstance(ipc, bool) or ipc < 1:
+        raise ValueError(f"ipc is {ipc!r}; ask for at least 1 image per class.")
+    if ipc * generator.num_classes > MAX_IMAGES:
+        raise ValueError(f"ipc {ipc:,} makes more than {MAX_IMAGES:,} images: ask for fewer, or take a stream.")
     if generator.max_ipc is not None and ipc > generator.max_ipc:
         raise ValueError(f"ipc is {ipc}, but this generator holds {generator.max_ipc} images per class: ask for fewer.")

@@ -74,7 +74,7 @@ class ConditionalGANGenerator(GeneratorModel):
         training: how it was trained, as primitives.
         sampling: fields of the `Sampling` used unless another is given.
         fingerprint: of the weights that were saved with this config.
-        dtype: of those weights.
+        weights_dtype: of those weights.
         format_version: of the saved folder.
 
     Raises:
@@ -94,7 +94,7 @@ class ConditionalGANGenerator(GeneratorModel):
         training: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
         fingerprint: str | None = None,
-        dtype: str | None = None,
+        weights_dtype: str | None = None,
         format_version: int = FORMAT_VERSION,
     ) -> None:
         super().__init__()

@@ -160,7 +160,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
                 path.unlink()
         fingerprint = self.fingerprint
         dtype = str(self.dtype).removeprefix("torch.")
-        self.register_to_config(sampling=self.sampling.identity(), fingerprint=fingerprint, dtype=dtype)
+        self.register_to_config(sampling=self.sampling.identity(), fingerprint=fingerprint, weights_dtype=dtype)
         super().save_pretrained(folder, max_shard_size=max_shard_size)
         forget_place(folder)
         self.grid().save(folder / "grid.png")
@@ -259,7 +259,7 @@ class GeneratorModel(ModelMixin, ConfigMixin):
         wanted = _floating(dtype)
         try:
             options = {"use_safetensors": True, "output_loading_info": True}
-            model, info = super().from_pretrained(folder, torch_dtype=_floating(config.get("dtype")), **options)
+            model, info = super().from_pretrained(folder, torch_dtype=_floating(config.get("weights_dtype")), **options)
             if (folder / REPORT_NAME).is_file():
                 model.report = Report.load(folder / REPORT_NAME)
         except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:

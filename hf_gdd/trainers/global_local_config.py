@@ -1,5 +1,6 @@
 """The settings of global-local matching and its baselines, and the presets that hold them."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,12 +72,15 @@ class GlobalLocalConfig(TrainingConfig):
             require_positive(self, name)
         for name in ("match_epochs", "match_batch_size", "match_lr"):
             require_positive(self, name)
-        if min(self.global_weight, self.local_weight, self.penalty_weight, self.inner_steps) < 0:
-            raise ValueError("Weights and inner_steps must not be negative; 0 switches a term off.")
+        for name in ("global_weight", "local_weight", "penalty_weight", "inner_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative; 0 switches a term off.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 for none.")
         if self.pool_refresh is not None:
             require_positive(self, "pool_refresh")
+        if isinstance(self.pool, str) or callable(self.pool):
+            raise ValueError(f"pool is {self.pool!r}; it must be a tuple of networks, such as ('convnet3',).")
         if not self.pool:
             raise ValueError("The pool is empty: name at least one network.")
         if self.method == "cgan" and self.start_from:
