@@ -212,7 +212,9 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, whole, monkeypatch, sign
     assert same(weights(resumed), whole[0])
 
 
-def test_the_second_signal_stops_at_once():
+def test_the_second_signal_stops_at_once(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), stop_signals() as stop:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         assert stop == [signal.SIGINT]
