@@ -15,12 +15,13 @@ from hf_gdd.builder import load_distilled_dataset
 from hf_gdd.evaluation import as_images, evaluate
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Sampling, check_ipc
-from hf_gdd.hub import CONFIG_NAME, PushError
+from hf_gdd.hub import CONFIG_NAME
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.progress import Interrupted
 from hf_gdd.publishing import config_name, push_distilled_dataset
 from hf_gdd.runs import read_run
 from hf_gdd.trainers.global_local import GlobalLocalConfig, GlobalLocalTrainer
+from hf_gdd.upload import PushError
 
 ABOUT = """Distil an image data set into a generator, and a generator into a training set of any size.
 

@@ -9,7 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from hf_gdd.builder import load_distilled_dataset
 from hf_gdd.card import dataset_text
 from hf_gdd.generators.base import Generator
-from hf_gdd.hub import PushError
+from hf_gdd.upload import PushError
 
 RECORD = "hf_gdd"  # the key of the card's metadata that tells what made each configuration
 BEGIN, END = "<!-- hf_gdd -->", "<!-- /hf_gdd -->"  # around our part of the card's text

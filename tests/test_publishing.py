@@ -13,8 +13,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from hf_gdd import AutoGenerator, ConditionalGANGenerator, Recipe, load_distilled_dataset
-from hf_gdd.hub import LoadError, PushError
+from hf_gdd.hub import LoadError
 from hf_gdd.report import RANDOM_REAL, Report, Result
+from hf_gdd.upload import PushError
 
 NAMES = ("ant", "bee", "cat")
 FILES = {"config.json", "diffusion_pytorch_model.safetensors", "grid.png", "README.md", "report.json"}
@@ -337,6 +338,14 @@ def test_the_owners_words_on_a_data_set_stay(shared_hub, owner):
     card = shared_hub.files("me/word-sets", repo_type="dataset")["README.md"].decode()
     for part in ("My own words.", "- insects", "`ipc2`", "`ipc3`"):
         assert card.count(part) == 1, part
+
+
+def test_weights_of_another_library_are_not_even_fetched(shared_hub, visitor):
+    config = (Path(__file__).parent / "hostile" / "other_library" / "config.json").read_bytes()
+    shared_hub.put("me/strange", {"config.json": config, "diffusion_pytorch_model.safetensors": b"\0"})
+    with pytest.raises(LoadError, match="describes a 'UNet2DModel'"):
+        visitor.run(pull, "me/strange")
+    assert not [path for _, path, _ in shared_hub.requests if "/me/strange/" in path and "safetensors" in path]
 
 
 def test_a_token_is_nowhere_to_be_read(shared_hub, owner, visitor, token):

@@ -13,7 +13,7 @@ import hf_gdd
 PACKAGE = Path(hf_gdd.__file__).parent
 SCRIPTS = PACKAGE.parent / "scripts"
 ROOMS = """
-    rng augment networks losses memory metrics report pictures card pixels reading images classifiers pool hub
+    rng augment networks losses memory metrics report pictures card pixels reading images classifiers pool hub upload
     generators.base generators.model generators.gan generators.diffusion generators.bank generators.auto
     matching runs logs progress settings processes training
     trainers.global_local_config trainers.global_local trainers.diffusion_memory trainers.prediction_matching

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from hf_gdd.card import generator_card
 from hf_gdd.generators.base import Sampling, check_request
-from hf_gdd.hub import CONFIG_NAME, OWN_FILE, REPORT_NAME, LoadError, check_loaded, forget_place, push, resolve
+from hf_gdd.hub import CONFIG_NAME, OWN_FILE, REPORT_NAME, LoadError, check_loaded, forget_place, resolve
 from hf_gdd.pictures import image_grid
 from hf_gdd.pixels import tanh_to_uint8
 from hf_gdd.report import Report
+from hf_gdd.upload import push
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
