@@ -10,6 +10,7 @@ Source: DSA (Zhao & Bilen, 2021, arXiv 2102.08259).
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,31 @@ def cutout(x: Tensor, u: Tensor) -> Tensor:
     return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
+def cutmix(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Paste one box of each image into another image of the batch, with a uniform share of its area (Yun et al., 2019).
+
+    Args:
+        x: images [B, C, H, W].
+        generator: on their device.
+
+    Returns:
+        Mixed images, which image [B] each box is from, and the share of its own pixels that each image keeps.
+
+    """
+    order = torch.randperm(len(x), generator=generator, device=x.device)
+    u = torch.rand(3, generator=generator, device=x.device)
+    rows, columns = (_within_box(side, u[i], (1 - u[2]).sqrt()) for i, side in enumerate(x.shape[2:]))
+    box = rows[:, None] & columns[None, :]
+    return torch.where(box, x[order], x), order, 1 - box.float().mean()
+
+
+def _within_box(side: int, centre: Tensor, share: Tensor) -> Tensor:
+    """Which positions along one side lie in a box of this share of it, clipped at the border."""
+    middle, half = (centre * side).long(), (share * side).long() // 2
+    positions = torch.arange(side, device=centre.device)
+    return (positions >= middle - half) & (positions < middle + half)
+
+
 def _per_image(u: Tensor, x: Tensor) -> Tensor:
     return u.to(x.dtype).view(-1, 1, 1, 1)
 
@@ -138,6 +164,7 @@ class Augment:
     """
 
     policy: str
+    of_unit: ClassVar[bool] = False  # it takes normalised images
 
     def __post_init__(self) -> None:
         _require_known(self._listed())

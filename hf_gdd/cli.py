@@ -4,9 +4,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
@@ -14,13 +15,16 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 from hf_gdd.builder import load_distilled_dataset
 from hf_gdd.evaluation import as_images, evaluate
 from hf_gdd.generators.auto import AutoGenerator
-from hf_gdd.generators.base import Sampling, check_ipc
-from hf_gdd.hub import CONFIG_NAME
+from hf_gdd.generators.base import Generator, changed_sampling, check_ipc
+from hf_gdd.hub import CONFIG_NAME, PIPELINE_NAME
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.progress import Interrupted
 from hf_gdd.publishing import config_name, push_distilled_dataset
 from hf_gdd.runs import read_run
-from hf_gdd.trainers.global_local import GlobalLocalConfig, GlobalLocalTrainer
+from hf_gdd.settings import TrainingConfig
+from hf_gdd.trainers.diffusion_memory_config import DiffusionMemoryConfig
+from hf_gdd.trainers.global_local_config import GlobalLocalConfig
+from hf_gdd.training import Trainer
 from hf_gdd.upload import PushError
 
 ABOUT = """Distil an image data set into a generator, and a generator into a training set of any size.
@@ -32,9 +36,28 @@ ABOUT = """Distil an image data set into a generator, and a generator into a tra
 """
 
 
+# The settings of each kind of generator, and what trains it: imported when it is used, for that takes seconds.
+TRAINERS = {
+    GlobalLocalConfig: ("hf_gdd.trainers.global_local", "GlobalLocalTrainer"),
+    DiffusionMemoryConfig: ("hf_gdd.trainers.diffusion_memory", "DiffusionMemoryTrainer"),
+}
+METHODS = {name: kind for kind in TRAINERS for name in get_args(get_type_hints(kind)["method"])}
+
+Settings = TypeVar("Settings", bound=TrainingConfig)
+
+
+def trainer_of(kind: type[TrainingConfig]) -> type[Trainer]:
+    """What these settings are for."""
+    module, name = TRAINERS[kind]
+    return getattr(import_module(module), name)
+
+
 @dataclass(frozen=True)
-class Distill:
+class Distill(Generic[Settings]):
     """Train a generator on an image data set.
+
+    The options below are those of the method: --method global-local, dim, cgan or cgan-continued trains a GAN,
+    --method self-adaptive, minimax or dit a diffusion transformer, each with a --help of its own.
 
     A run stopped by Ctrl-C, a signal or a crash goes on when the same command is given again. Its folder holds
     run.yaml (from which --config repeats it), metrics.jsonl, losses.png, samples, checkpoints and, at the end, the
@@ -42,22 +65,22 @@ class Distill:
 
     Attributes:
         dataset: `digits` (bundled), a folder that `datasets.load_dataset` reads, or a Hub id; its train split is used.
+        settings: of the method.
         output_dir: folder of the run; runs/<data set>-<method>-<preset> if not given.
         config: the run.yaml of an earlier run, or its folder, to repeat it; single options still override it.
-        settings: of the method.
 
     """
 
     dataset: str
+    settings: OmitArgPrefixes[Settings]
     output_dir: str | None = None
     config: str | None = None
-    settings: OmitArgPrefixes[GlobalLocalConfig] = field(default_factory=GlobalLocalConfig)
 
     def __call__(self) -> None:
         """Train, and say where the generator is."""
         name = f"{Path(self.dataset).name}-{self.settings.method}-{self.settings.preset}"
         folder = Path(self.output_dir or Path("runs") / name)
-        trainer = GlobalLocalTrainer(self.dataset, config=self.settings, output_dir=folder)
+        trainer = trainer_of(type(self.settings))(self.dataset, config=self.settings, output_dir=folder)
         trainer.fit()
         speed = ", ".join(f"{stage} {rate:,.0f} images/s" for stage, rate in trainer.log.rates().items())
         print(f"Trained in {trainer.at.seconds:,.0f} s on {trainer.device} ({speed}).")
@@ -73,7 +96,11 @@ class Materialize:
         ipc: images per class; several give several sets. A smaller set is the beginning of a larger one.
         output_dir: each set goes to <output_dir>/ipc<N>-seed<S>/train.parquet.
         seed: another seed gives other images.
-        truncation: factor on the noise, the generator's own if not given; under 1 trades variety for typical images.
+        truncation: of a GAN, its own if not given: factor on the noise; under 1 trades variety for typical images.
+        guidance: of a diffusion generator, its own if not given: weight of the class; 1 for none.
+        steps: of a diffusion generator, its own if not given: denoising steps.
+        scheduler: of a diffusion generator, its own if not given: how it steps.
+        classes: of a stock pipeline, which of its classes, by name or WordNet id; all if not given.
         revision: branch, tag or commit of the repo.
         num_proc: processes; each makes a part of the classes.
         push_to_hub: id of a data set repo that the sets are also pushed to, a configuration for each.
@@ -87,6 +114,10 @@ class Materialize:
     output_dir: str = "distilled"
     seed: int = 0
     truncation: float | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    scheduler: Literal["ddim", "ddpm", "dpm++"] | None = None
+    classes: tuple[str, ...] = ()
     revision: str | None = None
     num_proc: int | None = None
     push_to_hub: str | None = None
@@ -95,12 +126,13 @@ class Materialize:
 
     def __call__(self) -> None:
         """Make the sets, and say how to load them."""
-        generator = AutoGenerator.from_pretrained(self.generator, revision=self.revision)
+        generator = _loaded(self.generator, self.revision, self.classes)
         if not self.ipc:
             raise ValueError("--ipc names no number of images per class: pass --ipc 10, say.")
         for ipc in self.ipc:
             check_ipc(generator, ipc)
-        sampling = None if self.truncation is None else Sampling(self.truncation)
+        fields = {name: getattr(self, name) for name in ("truncation", "guidance", "steps", "scheduler")}
+        sampling = changed_sampling(generator, **fields)
         for ipc in self.ipc:
             data = load_distilled_dataset(generator, ipc=ipc, seed=self.seed, sampling=sampling, num_proc=self.num_proc)
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
@@ -162,13 +194,16 @@ class Evaluate:
         dataset: the real data set: its train split gives the baselines, its test split the test.
         ipc: images per class; several give several rows. 10 for a generator, what it holds for a data set.
         protocol: `fixed` is one set of IPC images per class; `dynamic` is that many fresh ones every epoch, as IPC is
-            meant in the papers on generators; `dynamic-best5-test` also keeps the best of five looks at the test set.
+            meant in the papers on generators; `dynamic-best5-test` also keeps the best of five looks at the test set;
+            `dynamic-pool-5` takes five sets by turns, where sampling is slow.
         networks: architectures, such as convnet3, resnet18-dd, alexnet, vgg11.
         n: networks of each architecture.
-        recipe: of their training: `paper`, or `tiny` for the 8x8 digits.
+        recipe: of their training: `paper`, `imagenet-subset`, or `tiny` for the 8x8 digits.
+        quality: also judge the images themselves: precision, recall, density, coverage, Frechet distance, diversity.
         seed: of the images and of the first network.
         test_split: name of the real test split.
         revision: branch, tag or commit of the generator's repo.
+        classes: of a stock pipeline, those of the data set, by name or WordNet id, in the data set's order.
         image_column: the real data set's image column, if it has several.
         label_column: the real data set's label column, if it has several.
         output: where to write the report as JSON.
@@ -178,13 +213,15 @@ class Evaluate:
     source: Positional[str]
     dataset: str
     ipc: tuple[int, ...] = ()
-    protocol: tuple[Literal["fixed", "dynamic", "dynamic-best5-test"], ...] = ("fixed",)
+    protocol: tuple[str, ...] = ("fixed",)
     networks: tuple[str, ...] = ("convnet3",)
     n: int = 5
-    recipe: Literal["paper", "tiny"] = "paper"
+    recipe: Literal["paper", "imagenet-subset", "tiny"] = "paper"
+    quality: bool = False
     seed: int = 0
     test_split: str = "test"
     revision: str | None = None
+    classes: tuple[str, ...] = ()
     image_column: str | None = None
     label_column: str | None = None
     output: str | None = None
@@ -195,12 +232,13 @@ class Evaluate:
         output = Path(self.output) if self.output else (folder if folder.is_dir() else Path()) / "report.json"
         if output.is_dir() or not output.parent.is_dir():
             raise ValueError(f"--output {output} is no file in a folder that exists: choose another.")
-        is_generator = (folder / CONFIG_NAME).is_file() or not folder.is_dir()
-        train = AutoGenerator.from_pretrained(self.source, revision=self.revision) if is_generator else self.source
-        train = train if is_generator else as_images(train, "train")
+        is_generator = any((folder / name).is_file() for name in (CONFIG_NAME, PIPELINE_NAME)) or not folder.is_dir()
+        train = _loaded(self.source, self.revision) if is_generator else as_images(self.source, "train")
         size = (train.image_shape if is_generator else train.shape)[-1]
         columns = {"image_column": self.image_column, "label_column": self.label_column, "image_size": size}
         real, test = (as_images(self.dataset, split, **columns) for split in ("train", self.test_split))
+        if self.classes:
+            train = train.select(self.classes, real.class_names)
         report = evaluate(
             train,
             test,
@@ -210,6 +248,7 @@ class Evaluate:
             networks=self.networks,
             n=self.n,
             recipe=self.recipe,
+            quality=self.quality,
             seed=self.seed,
         )
         print(report.markdown())
@@ -239,10 +278,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _loaded(source: str, revision: str | None, classes: Sequence[str] = ()) -> Generator:
+    generator = AutoGenerator.from_pretrained(source, revision=revision)
+    return generator.select(classes) if classes else generator
+
+
 def _parse(argv: list[str]) -> Callable[[], None]:
-    defaults = _distill_defaults(argv[1:] if argv[:1] == ["distill"] else [])
+    kind, distill = _distill_defaults(argv[1:] if argv[:1] == ["distill"] else [])
     commands = (
-        Annotated[Distill, subcommand("distill", default=defaults, prefix_name=False)]
+        Annotated[Distill[kind], subcommand("distill", default=distill, prefix_name=False)]
         | Annotated[Materialize, subcommand("materialize", prefix_name=False)]
         | Annotated[Evaluate, subcommand("evaluate", prefix_name=False)]
         | Annotated[Push, subcommand("push", prefix_name=False)]
@@ -250,23 +294,27 @@ def _parse(argv: list[str]) -> Callable[[], None]:
     return tyro.cli(commands, prog="hf-gdd", args=argv, description=ABOUT)
 
 
-def _distill_defaults(argv: list[str]) -> Distill:
-    """What --preset or --config say, which the other options then override.
+def _distill_defaults(argv: list[str]) -> tuple[type[TrainingConfig], Distill]:
+    """What --method, --preset or --config say, which the other options then override.
 
     Raises:
-        ValueError: the config is not of a run of this trainer, or --preset is given too.
+        ValueError: unknown method, a config that is not of a run, is another method's or is given beside a preset.
 
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    first.add_argument("--config")
+    for name in ("method", "preset", "config"):
+        first.add_argument(f"--{name}")
     chosen, _ = first.parse_known_args(argv)
-    if chosen.config is None:
-        presets = GlobalLocalTrainer.presets
-        settings = presets.get(chosen.preset, presets["paper"])  # a wrong name is refused later, with all else
-        return Distill(dataset=tyro.MISSING, settings=settings)
-    if chosen.preset is not None:
+    if chosen.config is not None and chosen.preset is not None:
         raise ValueError("Pass --config or --preset, not both: each says what all other options default to.")
-    run = read_run(chosen.config)
-    settings = GlobalLocalTrainer.config_from(run)
-    return Distill(dataset=run.get("dataset") or tyro.MISSING, config=chosen.config, settings=settings)
+    run = None if chosen.config is None else read_run(chosen.config)
+    method = chosen.method or (run["config"].get("method") if run else next(iter(METHODS)))
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
+    kind = METHODS[method]
+    if run is not None:
+        settings = trainer_of(kind).config_from(run)
+        return kind, Distill(dataset=run.get("dataset") or tyro.MISSING, config=chosen.config, settings=settings)
+    presets = trainer_of(kind).presets if argv else {"paper": kind()}
+    settings = presets.get(chosen.preset, presets["paper"])  # a wrong name is refused later, with all else
+    return kind, Distill(dataset=tyro.MISSING, settings=replace(settings, method=method))

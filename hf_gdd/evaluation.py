@@ -10,8 +10,9 @@ from datasets import DatasetDict
 from hf_gdd.classifiers import Normaliser, Recipe, find_recipe
 from hf_gdd.generators.base import Generator, check_ipc
 from hf_gdd.images import ImageTensors
-from hf_gdd.judging import LOOKS, Judge
+from hf_gdd.judging import Judge, pool_size
 from hf_gdd.networks import NetworkSpec
+from hf_gdd.quality import Critics
 from hf_gdd.report import Report
 from hf_gdd.rng import check_seed
 
@@ -30,6 +31,7 @@ def evaluate(
     sampling: Any = None,
     name: str | None = None,
     with_baselines: bool = True,
+    quality: bool = False,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
@@ -43,8 +45,9 @@ def evaluate(
         ipc: images per class, one or several; needed for a generator.
         protocol: one or several. `fixed`: one set of `ipc` images per class, tested once at the end. `dynamic`: that
             many fresh images each epoch, which is what IPC means in the papers on generators. `dynamic-best5-test`:
-            the best of five tests on the way, as the public DiM code reports it. The last two need a generator
-            without limit.
+            the best of five tests on the way, as the public DiM code reports it. `dynamic-pool-m`: m sets of `ipc`
+            images per class by turns, where sampling is too slow for `dynamic`. All but `fixed` need a generator that
+            makes as many images.
         networks: names, or callables `(num_classes, shape) -> nn.Module`.
         n: networks of each architecture.
         recipe: a `Recipe` or the name of one; `paper` if None.
@@ -52,6 +55,8 @@ def evaluate(
         sampling: overrides the generator's own.
         name: of the row; the generator's method, or `dataset`, if None.
         with_baselines: False if they are in another report that this one will be merged with.
+        quality: also judge the images themselves (see `hf_gdd.report.Quality`), by `n` networks of the first
+            architecture that are trained on all of `real`.
         device: where to train; the generator's, else CUDA if there is one.
         progress: show a bar.
 
@@ -74,23 +79,35 @@ def evaluate(
             _check_comparable(test, other)
     if own is not None:
         ipcs = (_ipc_of(own, ipcs, exact=real is not None and with_baselines),)
-    if real is not None and with_baselines:
+    if quality and real is None:
+        raise ValueError("The quality of images is seen by networks trained on real ones: pass real=.")
+    if real is not None and (with_baselines or quality):
         for size in ipcs:
             real.require_ipc(size)
     normalise, origin = _normaliser(generator, own, real)
     judge = Judge(test, normalise, _several(networks), n, find_recipe(recipe), seed, progress)
 
-    results = []
+    results, scores, made = [], [], None
+    sampling = None if generator is None else sampling or generator.sampling
+    if pools := [pool_size(how) for how in protocols if pool_size(how)] + [1] * quality if generator else []:
+        made = judge.materialise(generator, max(ipcs) * max(pools), sampling)
+    if quality:
+        critics = Critics(judge, real)
+        scores += critics.references(ipcs)
+        if generator is None:
+            scores.append(critics.judged(own, name=name or "dataset", ipc=ipcs[0]))
+        else:
+            scores += critics.generator(generator, made, ipcs, sampling, name or generator.method)
     for size in ipcs:
         if own is not None:
             row = {"name": name or "dataset", "protocol": "fixed", "ipc": size}
             results += judge.fixed(lambda i: own, len(own), own.images.nbytes, **row)
         for how in protocols if generator is not None else ():
             row = {"name": name or generator.method, "protocol": how, "ipc": size}
-            results += judge.generator(generator, sampling or generator.sampling, **row)
+            results += judge.generator(generator, made, sampling, **row)
     if real is not None and with_baselines:
         results += judge.baselines(real, ipcs)
-    return judge.report(results, _origin(generator, own, real), origin)
+    return judge.report(results, _origin(generator, own, real), origin, scores)
 
 
 def baselines(
@@ -166,11 +183,10 @@ def _origin(generator: Generator | None, own: ImageTensors | None, real: ImageTe
 
 def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols: tuple[str, ...]) -> None:
     for protocol in protocols:
-        if protocol not in LOOKS:
-            raise ValueError(f"Unknown protocol {protocol!r}; choose one of {', '.join(LOOKS)}.")
+        pool = pool_size(protocol)
         if protocol != "fixed" and generator is None:
             raise ValueError(f"A data set can only be judged 'fixed'; protocol {protocol!r} needs a generator.")
-        if protocol != "fixed" and generator.max_ipc is not None:
+        if pool is None and generator.max_ipc is not None:
             raise ValueError(
                 f"This generator holds {generator.max_ipc} images per class: judge it with protocol='fixed'."
             )
@@ -178,6 +194,8 @@ def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols
         raise ValueError("A generator makes any number of images: say how many per class with ipc=10, for example.")
     for ipc in ipcs if generator is not None else ():
         check_ipc(generator, ipc)
+        for pool in map(pool_size, protocols):
+            check_ipc(generator, ipc * (pool or 1))
 
 
 def _check_comparable(test: ImageTensors, other: ImageTensors | Generator) -> None:

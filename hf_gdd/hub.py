@@ -1,5 +1,6 @@
 """From a repo id or a folder to a local folder whose contents may be trusted, or a clear refusal."""
 
+import contextlib
 import json
 import re
 from collections.abc import Collection
@@ -13,10 +14,20 @@ FORMAT_VERSION = 1
 CONFIG_NAME, REPORT_NAME = "config.json", "report.json"
 WEIGHTS, INDEX = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
 SHARDS = "diffusion_pytorch_model-*-of-*.safetensors"
+# The files of a diffusers pipeline, which a diffusion generator is as well.
+STOCK_PIPELINE = "DiTPipeline"
+PIPELINE_NAME, SCHEDULER_FILE, PARTS = "model_index.json", "scheduler/scheduler_config.json", ("transformer", "vae")
 # All that is ever fetched beside the config: neither code nor pickles can come along.
-LOADED = (REPORT_NAME, WEIGHTS, INDEX, SHARDS)
+LOADED = (
+    *(REPORT_NAME, WEIGHTS, INDEX, SHARDS, PIPELINE_NAME, SCHEDULER_FILE),
+    *(f"{part}/{name}" for part in PARTS for name in (CONFIG_NAME, WEIGHTS, INDEX, SHARDS)),
+)
+WEIGHT_FILE = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 # What a push replaces, and a save clears first, so that nothing of other weights is left beside the new.
-OWN_FILE = re.compile(r"report\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+OWN_FILE = re.compile(
+    rf"report\.json|model_index\.json|{SCHEDULER_FILE}|((transformer|vae)/)?{WEIGHT_FILE.pattern}|"
+    r"(transformer|vae)/config\.json"
+)
 
 
 class LoadError(ValueError):
@@ -60,26 +71,33 @@ def resolve(
         if revision is not None:
             raise LoadError(f"{folder} is a local folder, which has no revision {revision!r}: leave revision out.")
         config = read_config(folder / sub, accept)
-        check_files(folder / sub)
         return folder / sub, config, None
 
     fetch = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     prefix = f"{sub.as_posix()}/" if subfolder else ""
-    path = Path(_download(str(repo_or_path), prefix + CONFIG_NAME, revision, **fetch))
+    stock = prefix + PIPELINE_NAME if STOCK_PIPELINE in accept else None
+    path = Path(_download(str(repo_or_path), prefix + CONFIG_NAME, revision, instead=stock, **fetch))
     config, sha = read_config(path.parent, accept), path.parents[len(sub.parts)].name
     _download(str(repo_or_path), [prefix + name for name in LOADED], sha, **fetch)
-    check_files(path.parent)
     return path.parent, config, f"{repo_or_path}@{sha}" + (f"/{sub.as_posix()}" if subfolder else "")
 
 
-def _download(repo: str, wanted: str | list[str], revision: str | None, **fetch: Any) -> str:
-    """One file, or what matches patterns, in the cache."""
+def _download(
+    repo: str, wanted: str | list[str], revision: str | None, *, instead: str | None = None, **fetch: Any
+) -> str:
+    """One file, another instead of it if there is none, or what matches patterns, in the cache."""
     from huggingface_hub import errors, hf_hub_download, snapshot_download
 
     try:
-        if isinstance(wanted, str):
+        if isinstance(wanted, list):
+            return snapshot_download(repo, revision=revision, allow_patterns=wanted, **fetch)
+        try:
             return hf_hub_download(repo, wanted, revision=revision, **fetch)
-        return snapshot_download(repo, revision=revision, allow_patterns=wanted, **fetch)
+        except (errors.RemoteEntryNotFoundError, errors.LocalEntryNotFoundError) as absent:
+            with contextlib.suppress(errors.EntryNotFoundError):
+                if instead is not None:
+                    return hf_hub_download(repo, instead, revision=revision, **fetch)
+            raise absent
     except errors.HFValidationError as error:
         raise LoadError(f"{repo!r} is neither a local folder nor a repo id such as 'me/generator'.") from error
     except errors.GatedRepoError as error:
@@ -106,6 +124,13 @@ def _download(repo: str, wanted: str | list[str], revision: str | None, **fetch:
         raise LoadError(f"{repo} could not be fetched: {error} Check the network, and try again.") from error
 
 
+def own_files(folder: Path) -> list[Path]:
+    """What a former save left in a folder, but for what the next overwrites."""
+    places = (folder, *(folder / name for name in (*PARTS, "scheduler")))
+    found = [path for place in places if place.is_dir() for path in place.iterdir()]
+    return [path for path in found if OWN_FILE.fullmatch(path.relative_to(folder).as_posix())]
+
+
 def forget_place(folder: Path) -> None:
     """Take out of a saved config where on this machine the model was once loaded from, which diffusers writes there."""
     config = json.loads((folder / CONFIG_NAME).read_text())
@@ -114,7 +139,7 @@ def forget_place(folder: Path) -> None:
 
 
 def read_config(folder: Path, accept: Collection[str]) -> dict[str, Any]:
-    """The generator's config, checked before anything is built from it.
+    """The generator's config, or the index of a stock pipeline, checked before anything is built from it.
 
     Raises:
         LoadError: absent, not JSON, no class name or another class than those of `accept`, from a newer hf_gdd, or
@@ -122,6 +147,8 @@ def read_config(folder: Path, accept: Collection[str]) -> dict[str, Any]:
 
     """
     path = folder / CONFIG_NAME
+    if not path.is_file() and STOCK_PIPELINE in accept and (folder / PIPELINE_NAME).is_file():
+        path = folder / PIPELINE_NAME
     if not path.is_file():
         nested = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
         hint = f"; did you mean its subfolder {nested[0]!r}?" if nested else ": save one there with save_pretrained."
@@ -155,7 +182,9 @@ def check_files(folder: Path) -> None:
     if (folder / INDEX).is_file():
         try:
             shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-            strange = sorted(name for name in shards if not OWN_FILE.fullmatch(name) or not (folder / name).is_file())
+            strange = sorted(
+                name for name in shards if not WEIGHT_FILE.fullmatch(name) or not (folder / name).is_file()
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LoadError(f"{folder / INDEX} is no index of shards ({error!r}). Fetch or save it again.") from error
         if strange:

@@ -204,16 +204,16 @@ class ImageTensors:
                     "both the same classes in the same order, with ds.align_labels_with_mapping(...), say."
                 )
 
-    def require_trainable(self) -> None:
-        """Raise ValueError unless a trainer can learn from this: 2 classes, none empty, 8 to 64 px square."""
+    def require_trainable(self, largest: int = MAX_SIZE) -> None:
+        """Raise ValueError unless a trainer can learn from this: 2 classes, none empty, 8 to `largest` px square."""
         if self.num_classes < 2:
             raise ValueError(f"{self.source} has {self.num_classes} class; training needs 2: add another class.")
         self._require_per_class(1, "to train on; drop the class from the ClassLabel or add images")
         _, height, width = self.shape
-        if height != width or not MIN_SIZE <= height <= MAX_SIZE:
+        if height != width or not MIN_SIZE <= height <= largest:
             raise ValueError(
                 f"Images of {self.source} are {width}x{height} pixels, but training needs squares of "
-                f"{MIN_SIZE} to {MAX_SIZE}: load them with image_size=32, say."
+                f"{MIN_SIZE} to {largest}: load them with image_size=32, say."
             )
 
     def require_ipc(self, ipc: int) -> None:

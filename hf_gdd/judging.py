@@ -1,6 +1,8 @@
 """The judge: networks trained from scratch on what they are given, all under one set of circumstances."""
 
+import math
 import platform
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -15,14 +17,29 @@ from hf_gdd.classifiers import Learner, Normaliser, Recipe, accuracy, epochs_of,
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import NetworkSpec, build_network, network_name
-from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
+from hf_gdd.report import FULL_DATA, RANDOM_REAL, Quality, Report, Result
 from hf_gdd.rng import Random
 from hf_gdd.stream import DistilledStream
 
 # How often each protocol looks at the test set. The public DiM code keeps the best of five looks; we look once.
 LOOKS = {"fixed": 1, "dynamic": 1, "dynamic-best5-test": 5}
+POOL = re.compile(r"dynamic-pool-([1-9]\d{0,4})")
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def pool_size(protocol: str) -> int | None:
+    """Epochs of images that a protocol materialises: 1 for `fixed`, m for `dynamic-pool-m`; None makes them afresh.
+
+    Raises:
+        ValueError: there is no such protocol.
+
+    """
+    if found := POOL.fullmatch(protocol):
+        return int(found[1])
+    if protocol not in LOOKS:
+        raise ValueError(f"Unknown protocol {protocol!r}; choose one of {', '.join(LOOKS)}, or dynamic-pool-5, say.")
+    return 1 if protocol == "fixed" else None
 
 
 @dataclass(frozen=True)
@@ -68,14 +85,15 @@ class Judge:
         generator: str | None = None,
     ) -> list[Result]:
         """Train and test n networks of each architecture on `batches(i, random)`, of `images` images an epoch."""
-        steps, looks, results = self.recipe.steps(images), LOOKS[protocol], []
-        epochs = 1 if protocol == "fixed" else steps / self.recipe.batches(images)
+        recipe = self.recipe.at(ipc, self.test.num_classes)
+        steps, looks, results = recipe.steps(images), LOOKS.get(protocol, 1), []
+        epochs = min(pool_size(protocol) or math.inf, steps / recipe.batches(images))
         hidden = {} if self.progress else {"disable": True}
         for spec in self.networks:
             started = time.perf_counter()
             label = f"{name} {protocol} {f'IPC {ipc}' if ipc else ''} {network_name(spec)}"
             accuracies = [
-                self._accuracy(spec, i, batches, steps, looks)
+                self._accuracy(spec, recipe, i, batches, steps, looks)
                 for i in tqdm(range(self.n), desc=label, unit="net", dynamic_ncols=True, **hidden)
             ]
             result = Result(
@@ -87,7 +105,7 @@ class Judge:
                 seeds=tuple(self.seed + i for i in range(self.n)),
                 generator_seed=generator_seed,
                 steps=steps,
-                distinct_images=min(int(images * epochs), steps * self.recipe.batch_size),
+                distinct_images=min(int(images * max(epochs, 1)), steps * recipe.batch_size),
                 stored_bytes=stored_bytes,
                 seconds=time.perf_counter() - started,
                 sampling=sampling,
@@ -97,11 +115,17 @@ class Judge:
         return results
 
     def _accuracy(
-        self, spec: NetworkSpec, i: int, batches: Callable[[int, Random], Batches], steps: int, looks: int
+        self,
+        spec: NetworkSpec,
+        recipe: Recipe,
+        i: int,
+        batches: Callable[[int, Random], Batches],
+        steps: int,
+        looks: int,
     ) -> float:
         random = Random(self.seed + i, self.test.device)
         network = build_network(spec, self.test.num_classes, self.test.shape, seed=self.seed + i)
-        learner = Learner(network.to(self.test.device), self.normalise, self.recipe, steps)
+        learner = Learner(network.to(self.test.device), self.normalise, recipe, steps)
         rows, best = iter(batches(i, random)), 0.0
         for look in range(looks):
             part = steps * (look + 1) // looks - steps * look // looks
@@ -111,24 +135,41 @@ class Judge:
 
     def fixed(self, data: Callable[[int], ImageTensors], images: int, stored_bytes: int, **row: Any) -> list[Result]:
         """Networks that each see one set, `data(i)` of `images` images, in reshuffled epochs."""
-        return self.train(lambda i, random: epochs_of(data(i), self.recipe, random.device), images, stored_bytes, **row)
+        size = self.recipe.batches(images)
+        return self.train(lambda i, random: epochs_of(data(i), size, random.device), images, stored_bytes, **row)
 
-    def generator(self, generator: Generator, sampling: Any, *, protocol: str, ipc: int, **row: Any) -> list[Result]:
-        """Networks that see `ipc` images of every class: always the same, or fresh ones, network i from seed + i."""
-        row |= {"protocol": protocol, "ipc": ipc, "generator_seed": generator.seed, "generator": generator.fingerprint}
-        row["sampling"] = ", ".join(f"{name}={value}" for name, value in sampling.identity().items())
-        images = ipc * generator.num_classes
-        if protocol == "fixed":
-            labels = torch.arange(generator.num_classes).repeat_interleave(ipc)
-            made = generator.sample(labels, torch.arange(ipc).repeat(generator.num_classes), self.seed, sampling)
-            place, names = self.test.device, tuple(generator.class_names)
-            data = ImageTensors(made.to(place), labels.to(place), names, "materialised", place)
-            return self.fixed(lambda i: data, images, made.nbytes, **row)
-        size, steps = self.recipe.batch_size, self.recipe.steps(images)
+    def materialise(self, generator: Generator, per_class: int, sampling: Any) -> Tensor:
+        """The first images of every class, uint8 [K, per_class, C, H, W], to be cut into sets of any size."""
+        labels = torch.arange(generator.num_classes).repeat_interleave(per_class)
+        indices = torch.arange(per_class).repeat(generator.num_classes)
+        made = generator.sample(labels, indices, self.seed, sampling).to(self.test.device)
+        return made.view(generator.num_classes, per_class, *generator.image_shape)
+
+    def images_of(self, made: Tensor, source: str = "materialised") -> ImageTensors:
+        """Images [K, n, C, H, W] as a data set, class after class."""
+        place = self.test.device
+        labels = torch.arange(len(made), device=place).repeat_interleave(made.shape[1])
+        return ImageTensors(made.flatten(0, 1), labels, self.test.class_names, source, place)
+
+    def generator(
+        self, generator: Generator, made: Tensor | None, sampling: Any, *, protocol: str, ipc: int, **row: Any
+    ) -> list[Result]:
+        """Networks that see `ipc` images of every class an epoch.
+
+        Always the same, those of a pool by turns, or fresh ones, network i from seed + i.
+        """
+        row |= {"protocol": protocol, "ipc": ipc} | provenance(generator, sampling)
+        images, epochs = ipc * generator.num_classes, pool_size(protocol)
+        if epochs is not None:
+            sets = [self.images_of(part) for part in made[:, : epochs * ipc].split(ipc, dim=1)]
+            size = self.recipe.batches(images)
+            stored = sum(each.images.nbytes for each in sets)
+            return self.train(lambda i, random: epochs_of(sets, size, random.device), images, stored, **row)
+        size, steps = self.recipe.batch_size, self.recipe.at(ipc, generator.num_classes).steps(images)
 
         def batches(i: int, random: Random) -> Batches:
-            for made in DistilledStream(generator, ipc, self.seed + i, size, sampling).batches(steps):
-                yield tuple(part.to(self.test.device) for part in made)
+            for fresh in DistilledStream(generator, ipc, self.seed + i, size, sampling).batches(steps):
+                yield tuple(part.to(self.test.device) for part in fresh)
 
         return self.train(batches, images, generator.stored_bytes, **row)
 
@@ -141,12 +182,13 @@ class Judge:
         row = {"name": FULL_DATA, "protocol": "fixed", "ipc": None}
         return results + self.fixed(lambda i: real, len(real), len(real) * image, **row)
 
-    def report(self, results: list[Result], train: str, normalisation: str) -> Report:
+    def report(self, results: list[Result], train: str, normalisation: str, quality: Iterable[Quality] = ()) -> Report:
         """Results with these circumstances."""
         device = self.test.device
         cpu = f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
         return Report(
             results=tuple(results),
+            quality=tuple(quality),
             train=train,
             test=f"{self.test.source} ({self.test.fingerprint[:12]})",
             recipe=asdict(self.recipe),
@@ -154,3 +196,9 @@ class Judge:
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
             versions={name: version(name) for name in ("hf_gdd", "torch", "datasets")},
         )
+
+
+def provenance(generator: Generator, sampling: Any) -> dict[str, Any]:
+    """What a row says of the generator behind it."""
+    text = ", ".join(f"{name}={value}" for name, value in sampling.identity().items())
+    return {"generator_seed": generator.seed, "generator": generator.fingerprint, "sampling": text}

@@ -40,7 +40,8 @@ def build_network(spec: NetworkSpec, num_classes: int, shape: Shape, seed: int |
         ValueError: the name is unknown, or the user's module does not return what is described above.
 
     Source: `convnet` and the `-dc` family, `alexnet` and `vgg11` are the networks of the public DC code (Zhao et al.,
-    2021, arXiv 2006.05929); the `-dd` family is the pool of the public DiM code (Gu et al., 2023, arXiv 2303.04707).
+    2021, arXiv 2006.05929); the `-dd` family is the pool of the public DiM code (Gu et al., 2023, arXiv 2303.04707);
+    the `-in` family, with instance norm and for any size of image, is from Minimax (Gu et al., 2024, arXiv 2311.15529).
     """
     if isinstance(spec, str) and spec not in _BUILDERS:
         close = difflib.get_close_matches(spec, _BUILDERS, n=1)
@@ -68,6 +69,25 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def penultimate(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, K] of normalised images, and what the network's last linear layer is given for them, [B, D].
+
+    Raises:
+        ValueError: the network has no linear layer.
+
+    """
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError("The network has no nn.Linear, so it has no feature space before its last one.")
+    given: list[Tensor] = []
+    hook = linear[-1].register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    try:
+        logits = network(images)[0]
+    finally:
+        hook.remove()
+    return logits, given[-1].flatten(1)
 
 
 class _Classifier(nn.Module):
@@ -154,12 +174,29 @@ class _BasicBlock(nn.Module):
         return torch.relu(self.residual(x) + self.shortcut(x))
 
 
+def _stem(channels: int, width: int, size: _Size, *, norm: _Norm, averaged: bool) -> tuple[list[nn.Module], _Size]:
+    """The first layers, and the size after them: images above 64 px are pooled, those above 128 px to a quarter."""
+    kernel, stride = (7, 1 if averaged else 2) if min(size) > 128 else (3, 1)
+    size = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+    layers = [nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False), norm(width, size), nn.ReLU()]
+    if min(size) > 64:
+        large = averaged and kernel == 7
+        layers.append(nn.AvgPool2d(4) if large else nn.MaxPool2d(3, 2, padding=1))
+        size = tuple(side // 4 if large else math.ceil(side / 2) for side in size)
+    return layers, size
+
+
 def _resnet(
-    num_classes: int, shape: Shape, *, width: int, blocks: int, norm: _Norm, averaged: bool = False
+    num_classes: int, shape: Shape, *, width: int, blocks: int, norm: _Norm, averaged: bool = False, large: bool = False
 ) -> nn.Module:
-    """Four stages of `blocks` basic blocks; each after the first doubles the width and halves the map."""
+    """Four stages of `blocks` basic blocks; each after the first doubles the width and halves the map.
+
+    The stem of a `large` one depends on the size of the images.
+    """
     size = shape[1:]
-    stem = [nn.Conv2d(shape[0], width, 3, padding=1, bias=False), norm(width, size), nn.ReLU()]
+    stem: list[nn.Module] = [nn.Conv2d(shape[0], width, 3, padding=1, bias=False), norm(width, size), nn.ReLU()]
+    if large:
+        stem, size = _stem(shape[0], width, size, norm=norm, averaged=averaged)
     stages = [nn.Sequential(*stem)]
     channels = width
     for index in range(4):
@@ -173,9 +210,11 @@ def _resnet(
     return _Classifier(stages[:3], [*stages[3:], nn.AdaptiveAvgPool2d(1)], channels, num_classes)
 
 
-def _pool_resnet(num_classes: int, shape: Shape, *, blocks: int, averaged: bool) -> nn.Module:
-    """Family A: half the usual width, batch norm, and normal weights scaled by the fan out."""
-    network = _resnet(num_classes, shape, width=32, blocks=blocks, norm=_batch_norm, averaged=averaged)
+def _pool_resnet(
+    num_classes: int, shape: Shape, *, width: int = 32, norm: _Norm = _batch_norm, **options: bool | int
+) -> nn.Module:
+    """Family A: normal weights scaled by the fan out; for the pool half the usual width and batch norm."""
+    network = _resnet(num_classes, shape, width=width, norm=norm, **options)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] ** 2 * module.out_channels
@@ -192,6 +231,8 @@ _BUILDERS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "resnet18-dd": partial(_pool_resnet, blocks=2, averaged=False),
     "resnet10ap-dd": partial(_pool_resnet, blocks=1, averaged=True),
     "resnet18ap-dd": partial(_pool_resnet, blocks=2, averaged=True),
+    "resnet10ap-in": partial(_pool_resnet, width=64, norm=_instance_norm, blocks=1, averaged=True, large=True),
+    "resnet18-in": partial(_pool_resnet, width=64, norm=_instance_norm, blocks=2, large=True),
     "resnet18-dc": partial(_resnet, width=64, blocks=2, norm=_instance_norm),
     "alexnet": partial(
         _plain, stages=[(5, [128]), (5, [192]), (3, [256, 192, 192])], pool=nn.MaxPool2d, normalised=False

@@ -66,12 +66,16 @@ class Batches:
 
     def next(self, size: int) -> Tensor:
         """The next `size` row numbers."""
-        if self.position + size > len(self.order):
+        if self.ends(size):
             generator = self.random.device
             self.order = torch.randperm(self.rows, generator=generator, device=generator.device)
             self.position = 0
         self.position += size
         return self.order[self.position - size : self.position]
+
+    def ends(self, size: int) -> bool:
+        """Whether the next `size` would begin another epoch."""
+        return self.position + size > len(self.order)
 
     def state_dict(self) -> dict[str, Any]:
         """The permutation and the place in it."""

@@ -62,6 +62,45 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """How good a set of images is, whatever is trained on it, in the feature spaces of n networks trained on real ones.
+
+    Attributes:
+        name: the method, `random-real`, `test images`, or `reconstruction` of the test images by an autoencoder.
+        ipc: images per class; None for the test images.
+        images: how many were judged.
+        network: the architecture whose last features are the feature space.
+        seeds: of the networks.
+        scores: for each score one value per network: `label_accuracy` is the share of the images that the network
+            takes for what they are labelled; `diversity` is `hf_gdd.metrics.class_diversity`; the others compare with
+            the test images and are `coverage_scores` and `frechet_distance` of that module.
+        generator_seed: of the training that made the generator; None where there is none.
+        sampling: what changed the generator's pixels; None where there is no generator.
+        generator: its fingerprint.
+
+    """
+
+    name: str
+    ipc: int | None
+    images: int
+    network: str
+    seeds: tuple[int, ...]
+    scores: dict[str, tuple[float, ...]]
+    generator_seed: int | None = None
+    sampling: str | None = None
+    generator: str | None = None
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """What makes it this row and no other."""
+        return (self.name, self.sampling, self.network, self.ipc, self.generator_seed, self.generator)
+
+    def mean(self, score: str) -> float:
+        """The mean of a score over the networks."""
+        return statistics.fmean(self.scores[score])
+
+
+@dataclass(frozen=True)
 class Report:
     """Results with the circumstances they share.
 
@@ -73,6 +112,7 @@ class Report:
         normalisation: where the mean and deviation came from.
         device: the device's name.
         versions: of the libraries that matter.
+        quality: of sets of images, where it was asked for.
 
     """
 
@@ -83,6 +123,7 @@ class Report:
     normalisation: str
     device: str
     versions: dict[str, str] = field(default_factory=dict)
+    quality: tuple[Quality, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -117,7 +158,7 @@ class Report:
         reports = list(reports)
         if not reports:
             raise ValueError("There are no reports to merge.")
-        for name in (f.name for f in fields(cls) if f.name != "results"):
+        for name in (f.name for f in fields(cls) if f.name not in ("results", "quality")):
             if len({json.dumps(getattr(report, name), sort_keys=True) for report in reports}) > 1:
                 raise ValueError(f"Reports that differ in {name!r} cannot be merged: their numbers do not compare.")
         results = [result for report in reports for result in report.results]
@@ -129,8 +170,9 @@ class Report:
                     f"Two reports hold {result.name!r}, {result.protocol}, IPC {result.ipc}: name them apart."
                 )
             seen.add(key)
+        quality = {row.cell: row for report in reports for row in report.quality}  # equal cells are equal rows
         shared = {f.name: getattr(reports[0], f.name) for f in fields(cls)}
-        return cls(**shared | {"results": tuple(results)})
+        return cls(**shared | {"results": tuple(results), "quality": tuple(quality.values())})
 
     def find(self, name: str, **where: Any) -> list[Result]:
         """The results of a method, narrowed by any other field of `Result`."""
@@ -158,7 +200,13 @@ class Report:
                 Result(**r | {"accuracies": tuple(r["accuracies"]), "seeds": tuple(r["seeds"])})
                 for r in content.pop("results")
             ]
-            return cls(results=tuple(results), **content)
+            quality = [
+                Quality(
+                    **row | {"seeds": tuple(row["seeds"]), "scores": {k: tuple(v) for k, v in row["scores"].items()}}
+                )
+                for row in content.pop("quality", [])
+            ]
+            return cls(results=tuple(results), quality=tuple(quality), **content)
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a report of this version of hf_gdd ({error}).") from error
 
@@ -179,8 +227,19 @@ class Report:
         several = len({result.sampling for result in self.results if result.sampling}) > 1
         for cell in dict.fromkeys(result.cell for result in self.results):
             lines.append(" | ".join(_row([result for result in self.results if result.cell == cell], several)))
-        table = "\n".join(f"| {line} |" for line in lines)
-        return "\n\n".join([table, self._circumstances(), *(f"**{problem}**" for problem in self.problems)])
+        tables = ["\n".join(f"| {line} |" for line in lines), *self._quality_table()]
+        return "\n\n".join([*tables, self._circumstances(), *(f"**{problem}**" for problem in self.problems)])
+
+    def _quality_table(self) -> list[str]:
+        if not self.quality:
+            return []
+        scores = list(dict.fromkeys(score for row in self.quality for score in row.scores))
+        header = ["images", "IPC", "number", "features", *(score.replace("_", " ") for score in scores)]
+        lines = [" | ".join(header), " | ".join(["---"] * len(header))]
+        for row in self.quality:
+            cells = [row.name, "-" if row.ipc is None else str(row.ipc), f"{row.images:,}", row.network]
+            lines.append(" | ".join([*cells, *(_spread(row.scores.get(score, ())) for score in scores)]))
+        return ["\n".join(f"| {line} |" for line in lines)]
 
     def _circumstances(self) -> str:
         recipe = ", ".join(f"{key} {value}" for key, value in self.recipe.items())
@@ -201,6 +260,12 @@ class Report:
             for r in self.results
         ]
         return "; ".join([*parts, *(problem.upper() for problem in self.problems)]) + f" [{self.device}]"
+
+
+def _spread(values: tuple[float, ...]) -> str:
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.3g}" + (f" ± {_deviation(values):.2g}" if len(values) > 1 else "")
 
 
 def _deviation(values: Iterable[float]) -> float:

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,35 @@ def read_run(path: str | Path) -> dict[str, Any]:
             f"{path} is not the file of a run ({error}): pass the {RUN_FILE} of a run's folder."
         ) from error
     return content
+
+
+def check_start(folder: str | Path, mine: Mapping[str, Any], stage: str, settings: Sequence[str]) -> None:
+    """Refuse to take over the stages of another run, up to `stage`, if they are not what this one's would be.
+
+    Raises:
+        ValueError: it is of another method or on other data, was told otherwise, or has not finished them.
+
+    """
+    other = read_run(folder)
+    for name in ("trainer", "fingerprint", "held_out"):
+        if other.get(name) != mine.get(name):
+            raise ValueError(f"start_from={folder!r} is a run with another {name}; pass one on the same data.")
+    for name in settings:
+        if other["config"].get(name) != mine["config"][name]:
+            raise ValueError(
+                f"start_from={folder!r} was trained with {name}={other['config'].get(name)!r}, not "
+                f"{mine['config'][name]!r}: its first stage is another one."
+            )
+    if not stage_file(folder, stage).is_file():
+        raise ValueError(f"start_from={folder!r} has not finished its first stage: resume it first.")
+
+
+def start_settings(settings: dict[str, Any], folder: str | None, lengths: Sequence[str]) -> dict[str, Any]:
+    """The settings of a run, those in `lengths` told by the run it took its first stages from, if it did."""
+    if not folder:
+        return settings
+    first = {name: read_run(folder)["config"].get(name) for name in (*lengths, "max_steps")}
+    return {name: value for name, value in settings.items() if name not in lengths} | {"start_from": first}
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
-from hf_gdd.images import ImageTensors
+from hf_gdd.images import MAX_SIZE, ImageTensors
 from hf_gdd.logs import MetricsLog, NonFiniteLossError
 from hf_gdd.processes import Processes
 from hf_gdd.progress import Batches, Interrupted, Place, stop_signals
@@ -44,6 +44,7 @@ class Trainer:
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     presets: ClassVar[dict[str, TrainingConfig]] = {"paper": TrainingConfig()}
+    largest: ClassVar[int] = MAX_SIZE  # side of an image in pixels
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Trainer:
             image_size=self.config.image_size,
             device=self.device,
         )
-        self.whole.require_trainable()
+        self.whole.require_trainable(self.largest)
         self.dataset = str(data) if isinstance(data, (str, Path)) else None
         self.data, self.held_out = self.whole, None  # a fit that validates holds a part out
         self.run = RunFolder(output_dir, self.identity())
@@ -128,6 +129,10 @@ class Trainer:
     def to_generator(self) -> Generator:
         """The generator as it is now, apart from the training."""
         raise NotImplementedError
+
+    def picture(self) -> Any:
+        """What is looked at while training: a grid of samples."""
+        return self.to_generator().grid()
 
     # The loop.
 
@@ -280,7 +285,7 @@ class Trainer:
     def _pictures(self) -> None:
         folder = self.run.path / "samples"
         folder.mkdir(exist_ok=True)
-        self.to_generator().grid().save(folder / f"step-{self.at.total:09d}.png")
+        self.picture().save(folder / f"step-{self.at.total:09d}.png")
         self.log.draw()
 
     def _bar(self) -> tqdm:

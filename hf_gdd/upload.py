@@ -48,17 +48,17 @@ def push(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
-        files = sorted(Path(folder).iterdir())
+        files = {p.relative_to(folder).as_posix(): p for p in sorted(Path(folder).rglob("*")) if p.is_file()}
         try:
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             if revision is not None:
                 api.create_branch(repo, branch=revision, exist_ok=True)
             there = api.model_info(repo, revision=revision)
-            stale = {s.rfilename for s in there.siblings if OWN_FILE.fullmatch(s.rfilename)} - {f.name for f in files}
+            stale = {s.rfilename for s in there.siblings if OWN_FILE.fullmatch(s.rfilename)} - files.keys()
             return api.create_commit(
                 repo,
                 [
-                    *(CommitOperationAdd(file.name, file) for file in files),
+                    *(CommitOperationAdd(name, file) for name, file in files.items()),
                     *(CommitOperationDelete(name) for name in sorted(stale)),
                 ],
                 commit_message=commit_message or "Push generator with hf_gdd",

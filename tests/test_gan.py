@@ -11,7 +11,7 @@ from torch import nn
 from hf_gdd import AutoGenerator
 from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import MAX_SIZE, MIN_SIZE, ConditionalGANGenerator, Discriminator, map_sizes
-from hf_gdd.generators.model import GRID_COLUMNS
+from hf_gdd.generators.saved import GRID_COLUMNS
 from hf_gdd.hub import LoadError
 from hf_gdd.pictures import image_grid
 from hf_gdd.report import Report, Result

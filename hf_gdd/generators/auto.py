@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from hf_gdd.generators.base import Generator
-from hf_gdd.hub import resolve
+from hf_gdd.hub import STOCK_PIPELINE, resolve
 
-CLASSES = {"ConditionalGANGenerator": "hf_gdd.generators.gan"}
+CLASSES = {
+    "ConditionalGANGenerator": "hf_gdd.generators.gan",
+    "DiffusionGenerator": "hf_gdd.generators.diffusion",
+}
 
 
 class AutoGenerator:
@@ -29,12 +32,14 @@ class AutoGenerator:
         device: str | torch.device | None = None,
         **place: Any,
     ) -> Generator:
-        """Load from a local folder or a Hub repo; the arguments are those of `GeneratorModel.from_pretrained`.
+        """Load from a local folder or a Hub repo; the arguments are those of `SavedGenerator.from_pretrained`.
+
+        A stock `DiTPipeline` repo is loaded as a `DiffusionGenerator` of all its classes.
 
         Raises:
             LoadError: there is no generator, or its class is not one of this library.
 
         """
-        folder, config, origin = resolve(repo_or_path, CLASSES, **place)
-        name = config["_class_name"]
+        folder, config, origin = resolve(repo_or_path, (*CLASSES, STOCK_PIPELINE), **place)
+        name = config["_class_name"].replace(STOCK_PIPELINE, "DiffusionGenerator")
         return getattr(import_module(CLASSES[name]), name).load(folder, config, origin, dtype, device)

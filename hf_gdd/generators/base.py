@@ -1,6 +1,8 @@
 """What every generator promises."""
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +12,8 @@ from torch import Tensor
 from hf_gdd.report import Report
 
 MAX_IMAGES = 100_000_000
+# `ddpm` are ancestral steps, as in the papers; the others draw no noise but the first, and need fewer steps.
+SCHEDULERS = ("ddim", "ddpm", "dpm++")
 
 
 class Generator(Protocol):
@@ -91,6 +95,49 @@ class Sampling:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class DiffusionSampling:
+    """What changes the pixels of a diffusion generator.
+
+    Attributes:
+        guidance: weight of the condition against no condition (Ho & Salimans, 2022); 1 is the model itself. All latent
+            channels are guided, as in diffusers; the public DiT code guides three of four.
+        steps: of denoising.
+        scheduler: `ddim`, `ddpm` (ancestral, with the learned variance if the model has one) or `dpm++`.
+
+    """
+
+    guidance: float = 4.0
+    steps: int = 50
+    scheduler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.guidance <= 100:
+            raise ValueError(f"guidance is {self.guidance}; it must lie in [1, 100], 1 for none.")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps is {self.steps!r}; it must be a whole number in 1..1000.")
+        if self.scheduler not in SCHEDULERS:
+            raise ValueError(f"Unknown scheduler {self.scheduler!r}; choose one of {', '.join(SCHEDULERS)}.")
+
+    def identity(self) -> dict[str, Any]:
+        """The fields as primitives, for cache keys and cards."""
+        return asdict(self)
+
+
+def changed_sampling(generator: Generator, **fields: Any) -> Any:
+    """The generator's own sampling with some fields replaced; None if none are given.
+
+    Raises:
+        ValueError: this kind of generator has no such field, or a value is out of range.
+
+    """
+    fields = {name: value for name, value in fields.items() if value is not None}
+    known = generator.sampling.identity()
+    if unknown := sorted(fields.keys() - known.keys()):
+        raise ValueError(f"This generator's sampling has no {', '.join(unknown)}, but {', '.join(known)}.")
+    return replace(generator.sampling, **fields) if fields else None
+
+
 def check_request(generator: Generator, labels: Tensor, indices: Tensor) -> None:
     """Refuse labels and indices that the generator has no image for.
 
@@ -121,3 +168,29 @@ def check_ipc(generator: Generator, ipc: int) -> None:
         raise ValueError(f"ipc {ipc:,} makes more than {MAX_IMAGES:,} images: ask for fewer, or take a stream.")
     if generator.max_ipc is not None and ipc > generator.max_ipc:
         raise ValueError(f"ipc is {ipc}, but this generator holds {generator.max_ipc} images per class: ask for fewer.")
+
+
+def check_record(
+    class_names: tuple[str, ...], image_shape: tuple[int, int, int], mean: Any, std: Any, training: Any
+) -> None:
+    """Refuse what a generator cannot be: its classes, its statistics and the record of its training.
+
+    Raises:
+        ValueError: class names that are not different single lines, statistics that do not fit the channels, or a
+            record that is no mapping.
+
+    """
+    channels = image_shape[0]
+    if channels not in (1, 3):
+        raise ValueError(f"Images have 1 or 3 channels, not {channels}.")
+    if not 2 <= len(class_names) <= 10_000:
+        raise ValueError(f"A generator has 2 to 10,000 classes, not {len(class_names)}.")
+    lines = [name for name in class_names if isinstance(name, str) and name.isprintable()]
+    if isinstance(class_names, str) or len(set(lines)) < len(class_names):
+        raise ValueError(f"Class names must be different strings of one line: {class_names[:5]}.")
+    if len(mean) not in (1, channels) or len(std) != len(mean) or not all(map(math.isfinite, (*mean, *std))):
+        raise ValueError(f"mean {mean} and std {std} must each have one finite value per channel.")
+    if min(std) <= 0:
+        raise ValueError(f"std {std} must be above 0.")
+    if not isinstance(training or {}, Mapping):
+        raise ValueError(f"training must be a mapping of settings, not {training!r}.")

@@ -1,7 +1,6 @@
 """The conditional GAN of DiM (Gu et al., 2023), for 8 to 64 px and any number of classes."""
 
 import math
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from hf_gdd.generators.base import Sampling
+from hf_gdd.generators.base import Sampling, check_record
 from hf_gdd.generators.model import GeneratorModel
 from hf_gdd.hub import FORMAT_VERSION
 from hf_gdd.rng import noise
@@ -29,32 +28,16 @@ def map_sizes(size: int) -> list[int]:
     return sizes
 
 
-def _check_architecture(
-    class_names: tuple[str, ...], image_shape: tuple[int, int, int], width: int, noise_dim: int
-) -> None:
-    channels, height, side = image_shape
+def _check_architecture(image_shape: tuple[int, int, int], width: int, noise_dim: int) -> None:
+    _, height, side = image_shape
     if height != side or not MIN_SIZE <= side <= MAX_SIZE:
         raise ValueError(
             f"The GAN makes square images of {MIN_SIZE} to {MAX_SIZE} px, not {height}x{side}; pass image_size=."
         )
-    if channels not in (1, 3):
-        raise ValueError(f"The GAN makes images of 1 or 3 channels, not {channels}.")
     if not 1 <= width <= 1024:
         raise ValueError(f"width is {width}; it must lie in 1..1024 (the papers use 196).")
     if not 1 <= noise_dim <= 10_000:
         raise ValueError(f"noise_dim is {noise_dim}; it must lie in 1..10,000 (the papers use 90).")
-    if not 2 <= len(class_names) <= 10_000:
-        raise ValueError(f"The GAN needs 2 to 10,000 classes, not {len(class_names)}.")
-    lines = [name for name in class_names if isinstance(name, str) and name.isprintable()]
-    if isinstance(class_names, str) or len(set(lines)) < len(class_names):
-        raise ValueError(f"Class names must be different strings of one line: {class_names[:5]}.")
-
-
-def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
-    if len(mean) not in (1, channels) or len(std) != len(mean) or not all(map(math.isfinite, (*mean, *std))):
-        raise ValueError(f"mean {mean} and std {std} must each have one finite value per channel.")
-    if min(std) <= 0:
-        raise ValueError(f"std {std} must be above 0.")
 
 
 class ConditionalGANGenerator(GeneratorModel):
@@ -98,12 +81,10 @@ class ConditionalGANGenerator(GeneratorModel):
         format_version: int = FORMAT_VERSION,
     ) -> None:
         super().__init__()
-        _check_architecture(class_names, image_shape, width, noise_dim)
+        _check_architecture(image_shape, width, noise_dim)
+        check_record(class_names, image_shape, mean, std, training)
         channels, _, side = image_shape
-        _check_statistics(mean, std, channels)
         self.sampling = Sampling(**sampling or {})
-        if not isinstance(training or {}, Mapping):
-            raise ValueError(f"training must be a mapping of settings, not {training!r}.")
         first, *sizes = map_sizes(side)
         self.start = nn.Sequential(
             nn.Linear(len(class_names) + noise_dim, width * first * first),

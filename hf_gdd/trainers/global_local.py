@@ -25,7 +25,7 @@ from hf_gdd.networks import build_network, frozen, network_name
 from hf_gdd.pixels import to_tanh
 from hf_gdd.pool import MATCHING, ModelPool
 from hf_gdd.rng import Random, seeded
-from hf_gdd.runs import load_state, read_run, stage_file
+from hf_gdd.runs import check_start, load_state, stage_file, start_settings
 from hf_gdd.settings import Stage
 from hf_gdd.trainers.global_local_config import PRESETS, GlobalLocalConfig
 from hf_gdd.training import Trainer
@@ -62,7 +62,7 @@ class GlobalLocalTrainer(Trainer):
         """Generator, discriminator, both Adams, the pool, and the EMA if there is one."""
         config, device = self.config, self.device
         if config.start_from:
-            self._check_source(config.start_from)
+            check_start(config.start_from, self.run.identity, GAN, GAN_SETTINGS)
         with seeded(config.seed):
             self.generator = self._generator().to(device).train()
             self.discriminator = Discriminator(self.data.num_classes, self.data.shape, config.width).to(device)
@@ -98,11 +98,7 @@ class GlobalLocalTrainer(Trainer):
 
     def _provenance(self) -> dict[str, Any]:
         """The settings that made the generator; of a first stage from another run, that run's, without its place."""
-        settings, source = self.config.identity(), self.config.start_from
-        if not source:
-            return settings
-        first = {name: read_run(source)["config"].get(name) for name in (*GAN_LENGTH, "max_steps")}
-        return {name: value for name, value in settings.items() if name not in GAN_LENGTH} | {"start_from": first}
+        return start_settings(self.config.identity(), self.config.start_from, GAN_LENGTH)
 
     def _pool(self) -> ModelPool:
         data, config = self.data, self.config
@@ -130,20 +126,6 @@ class GlobalLocalTrainer(Trainer):
         for optimizer in (self.optimizer_g, self.optimizer_d):
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr
-
-    def _check_source(self, folder: str) -> None:
-        other, mine = read_run(folder), self.run.identity
-        for name in ("trainer", "fingerprint", "held_out"):
-            if other.get(name) != mine.get(name):
-                raise ValueError(f"start_from={folder!r} is a run with another {name}; pass one on the same data.")
-        for name in GAN_SETTINGS:
-            if other["config"].get(name) != mine["config"][name]:
-                raise ValueError(
-                    f"start_from={folder!r} was trained with {name}={other['config'].get(name)!r}, not "
-                    f"{mine['config'][name]!r}: its first stage is another one."
-                )
-        if not stage_file(folder, GAN).is_file():
-            raise ValueError(f"start_from={folder!r} has not finished its first stage: resume it first.")
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
         """Tune the generator against discriminator and pool, then the discriminator against the generator."""

@@ -1,0 +1,124 @@
+"""The diffusion transformer as it is trained, and back to the layout that a stock `DiTPipeline` loads."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import Tensor, nn
+
+NULL_CLASS = 1000  # the row that a stock DiTPipeline takes for "no label", whatever the number of classes
+
+
+def small_transformer(
+    channels: int, size: int, *, width: int, depth: int, heads: int, patch_size: int
+) -> DiTTransformer2DModel:
+    """An untrained DiT on latents [channels, size, size] that also predicts its variance.
+
+    It is initialised as the DiT paper says (Peebles & Xie, 2023, Sec. 3.2, adaLN-Zero): every block begins as the
+    identity and the output as zero. diffusers by itself does not do that.
+    """
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=heads,
+        attention_head_dim=width // heads,
+        in_channels=channels,
+        out_channels=2 * channels,
+        num_layers=depth,
+        sample_size=size,
+        patch_size=patch_size,
+        num_embeds_ada_norm=NULL_CLASS,
+    )
+    for module in transformer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+    for block in transformer.transformer_blocks:
+        nn.init.trunc_normal_(block.norm1.emb.timestep_embedder.linear_1.weight, std=0.02)
+        nn.init.trunc_normal_(block.norm1.emb.timestep_embedder.linear_2.weight, std=0.02)
+        nn.init.zeros_(block.norm1.linear.weight)
+    nn.init.zeros_(transformer.proj_out_1.weight)
+    nn.init.zeros_(transformer.proj_out_2.weight)
+    return transformer
+
+
+class Scaled(nn.Module):
+    """A linear layer with learned factors on its output (DiffFit, Xie et al., 2023); `folded` is a plain layer again.
+
+    Args:
+        linear: the layer.
+        count: of the factors on each output, all 1 at first.
+
+    """
+
+    def __init__(self, linear: nn.Linear, count: int = 1) -> None:
+        super().__init__()
+        self.linear = linear
+        self.gammas = nn.ParameterList(torch.ones_like(linear.bias) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output times its factors."""
+        return self.linear(x) * self._factor()
+
+    def _factor(self) -> Tensor:
+        return torch.stack(tuple(self.gammas)).prod(0)
+
+    @torch.no_grad()
+    def folded(self) -> nn.Linear:
+        """A linear layer that computes the same."""
+        folded, factor = deepcopy(self.linear), self._factor()
+        folded.weight.mul_(factor[:, None])
+        folded.bias.mul_(factor)
+        return folded
+
+
+def for_training(transformer: DiTTransformer2DModel, scaled: bool) -> DiTTransformer2DModel:
+    """Share one embedder of step and label between the blocks, and let it drop no labels; changes its argument.
+
+    diffusers gives each block an embedder of its own, with equal weights at first, which drops labels independently of
+    the others: training would part them, and mix conditions within one sample.
+
+    Args:
+        transformer: from a checkpoint or untrained.
+        scaled: put learned factors on the outputs of the first half of the blocks, as DiffFit does: on query, key and
+            value, on the attention's projection and its branch, and on the MLP's branch.
+
+    """
+    blocks = transformer.transformer_blocks
+    shared = blocks[0].norm1.emb
+    shared.class_embedder.dropout_prob = 0.0
+    for block in blocks:
+        block.norm1.emb = shared
+    for block in blocks[: len(blocks) // 2] if scaled else ():
+        for name in ("to_q", "to_k", "to_v"):
+            setattr(block.attn1, name, Scaled(getattr(block.attn1, name)))
+        block.attn1.to_out[0] = Scaled(block.attn1.to_out[0], count=2)
+        block.ff.net[2] = Scaled(block.ff.net[2])
+    return transformer
+
+
+def for_saving(trained: DiTTransformer2DModel) -> DiTTransformer2DModel:
+    """The stock model that computes what `trained` does: an embedder for each block, factors folded into weights."""
+    transformer = deepcopy(trained)
+    for parent in list(transformer.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Scaled):
+                setattr(parent, name, child.folded())
+    for block in transformer.transformer_blocks:
+        block.norm1.emb = deepcopy(block.norm1.emb)
+        block.norm1.emb.class_embedder.dropout_prob = 0.1  # what diffusers sets, which keeps the null row
+    return transformer.requires_grad_(True).eval()
+
+
+def tuned_parameters(transformer: DiTTransformer2DModel, tuning: str) -> Iterator[nn.Parameter]:
+    """What `tuning` trains: `full` all but factors; `difffit` biases, label table and factors."""
+    for name, parameter in transformer.named_parameters():
+        factor = ".gammas." in name
+        if not factor if tuning == "full" else factor or name.endswith(("bias", "embedding_table.weight")):
+            yield parameter
+
+
+def null_labels(labels: Tensor, drop: Tensor) -> Tensor:
+    """Labels [B] with those of `drop` [B] replaced by the null class."""
+    return labels.masked_fill(drop, NULL_CLASS)

@@ -1,0 +1,57 @@
+"""A small generator of every kind, for tests of what all of them promise."""
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import nn
+
+from hf_gdd.generators.base import DiffusionSampling, Sampling
+from hf_gdd.generators.diffusion import DiffusionGenerator
+from hf_gdd.generators.dit import small_transformer
+from hf_gdd.generators.gan import ConditionalGANGenerator
+
+NAMES = ("zebra", "ant", "mole")
+
+
+def gan(seed=0, names=NAMES, shape=(1, 8, 8), **record):
+    """A GAN whose BatchNorm statistics fit its weights, so that its images use the range of pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = ConditionalGANGenerator(names, shape, width=4, **record)
+        norms = [module for module in generator.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            generator.train()(generator.code(torch.arange(64) % len(names), torch.randn(64, 90)))
+    return generator.eval()
+
+
+def parts(seed=0, shape=(1, 8, 8), learned=True):
+    """Transformer, autoencoder and scheduler with random weights, far enough from zero to make varied images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = small_transformer(2, shape[-1] // 2, width=16, depth=2, heads=2, patch_size=2)
+        if not learned:
+            transformer = type(transformer).from_config({**transformer.config, "out_channels": 2})
+        for parameter in transformer.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        vae = AutoencoderKL(
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=(4, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=2,
+            norm_num_groups=2,
+            scaling_factor=0.3,
+        )
+    return {"transformer": transformer, "vae": vae, "scheduler": DDIMScheduler(clip_sample=False)}
+
+
+def diffusion(seed=0, names=NAMES, shape=(1, 8, 8), sampling=None, **record):
+    """A diffusion transformer of two blocks that takes three steps."""
+    sampling = sampling or {"steps": 3, "guidance": 2.0, "scheduler": "ddpm"}
+    return DiffusionGenerator(**parts(seed, shape), class_names=names, sampling=sampling, **record)
+
+
+KINDS = {"gan": gan, "diffusion": diffusion}
+OTHER_SAMPLING = {"gan": Sampling(0.25), "diffusion": DiffusionSampling(3.0, 2, "ddim")}
