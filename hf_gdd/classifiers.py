@@ -171,7 +171,7 @@ class Learner:
             network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
         factor = SCHEDULES[recipe.schedule]
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: factor(step / steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: factor(step / max(steps, 1)))
 
     def step(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """One SGD step of cross-entropy on uint8 images [B, C, H, W]; returns the loss, still on the device."""

@@ -307,14 +307,15 @@ def _distill_defaults(argv: list[str]) -> tuple[type[TrainingConfig], Distill]:
     chosen, _ = first.parse_known_args(argv)
     if chosen.config is not None and chosen.preset is not None:
         raise ValueError("Pass --config or --preset, not both: each says what all other options default to.")
-    run = None if chosen.config is None else read_run(chosen.config)
-    method = chosen.method or (run["config"].get("method") if run else next(iter(METHODS)))
+    if chosen.config is not None:
+        run = read_run(chosen.config)
+        kind = METHODS.get(run["config"].get("method"), GlobalLocalConfig)
+        settings = trainer_of(kind).config_from(run)
+        return kind, Distill(dataset=run.get("dataset") or tyro.MISSING, config=chosen.config, settings=settings)
+    method = chosen.method or next(iter(METHODS))
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
     kind = METHODS[method]
-    if run is not None:
-        settings = trainer_of(kind).config_from(run)
-        return kind, Distill(dataset=run.get("dataset") or tyro.MISSING, config=chosen.config, settings=settings)
     presets = trainer_of(kind).presets if argv else {"paper": kind()}
     settings = presets.get(chosen.preset, presets["paper"])  # a wrong name is refused later, with all else
     return kind, Distill(dataset=tyro.MISSING, settings=replace(settings, method=method))

@@ -12,7 +12,7 @@ from hf_gdd.generators.base import Generator, check_ipc
 from hf_gdd.images import ImageTensors
 from hf_gdd.judging import Judge, pool_size
 from hf_gdd.networks import NetworkSpec
-from hf_gdd.quality import Critics
+from hf_gdd.quality import critics
 from hf_gdd.report import Report
 from hf_gdd.rng import check_seed
 
@@ -92,12 +92,12 @@ def evaluate(
     if pools := [pool_size(how) for how in protocols if pool_size(how)] + [1] * quality if generator else []:
         made = judge.materialise(generator, max(ipcs) * max(pools), sampling)
     if quality:
-        critics = Critics(judge, real)
-        scores += critics.references(ipcs)
+        seen_by = critics(judge, real)
+        scores += seen_by.references(ipcs)
         if generator is None:
-            scores.append(critics.judged(own, name=name or "dataset", ipc=ipcs[0]))
+            scores.append(seen_by.judged(own, name=name or "dataset", ipc=ipcs[0]))
         else:
-            scores += critics.generator(generator, made, ipcs, sampling, name or generator.method)
+            scores += seen_by.generator(generator, made, ipcs, sampling, name or generator.method)
     for size in ipcs:
         if own is not None:
             row = {"name": name or "dataset", "protocol": "fixed", "ipc": size}

@@ -86,6 +86,8 @@ class ImageTensors:
                     "An ImageTensors is already decoded: pass the data set it came from to choose a split, a "
                     "column or image_size."
                 )
+            if data.device == device:
+                return data
             images, labels = _place(data.images, data.labels, device)
             return replace(data, images=images, labels=labels, device=device)
         if image_size is not None and image_size < 1:

@@ -135,8 +135,7 @@ class Judge:
 
     def fixed(self, data: Callable[[int], ImageTensors], images: int, stored_bytes: int, **row: Any) -> list[Result]:
         """Networks that each see one set, `data(i)` of `images` images, in reshuffled epochs."""
-        size = self.recipe.batches(images)
-        return self.train(lambda i, random: epochs_of(data(i), size, random.device), images, stored_bytes, **row)
+        return self.train(lambda i, random: epochs_of(data(i), self.recipe, random.device), images, stored_bytes, **row)
 
     def materialise(self, generator: Generator, per_class: int, sampling: Any) -> Tensor:
         """The first images of every class, uint8 [K, per_class, C, H, W], to be cut into sets of any size."""
@@ -162,9 +161,8 @@ class Judge:
         images, epochs = ipc * generator.num_classes, pool_size(protocol)
         if epochs is not None:
             sets = [self.images_of(part) for part in made[:, : epochs * ipc].split(ipc, dim=1)]
-            size = self.recipe.batches(images)
             stored = sum(each.images.nbytes for each in sets)
-            return self.train(lambda i, random: epochs_of(sets, size, random.device), images, stored, **row)
+            return self.train(lambda i, random: epochs_of(sets, self.recipe, random.device), images, stored, **row)
         size, steps = self.recipe.batch_size, self.recipe.at(ipc, generator.num_classes).steps(images)
 
         def batches(i: int, random: Random) -> Batches:

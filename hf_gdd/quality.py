@@ -1,6 +1,7 @@
 """How good images are, whatever is trained on them: seen by networks that were trained on real ones."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from hf_gdd.rng import Random
 
 TEST_IMAGES, RECONSTRUCTION = "test images", "reconstruction"
 _BATCH = 500
+
+
+@lru_cache(maxsize=1)
+def critics(judge: Judge, real: ImageTensors) -> "Critics":
+    """The critics of this judge, who serve for any number of generators one after the other."""
+    return Critics(judge, real)
 
 
 class Critics:

@@ -74,7 +74,10 @@ def test_selected_classes_are_the_models_own(tmp_path):
     assert again.class_names == ("dog", "fish", "tench")
     assert DiTPipeline.from_pretrained(tmp_path / "chosen").get_label_ids(["alias 5"]) == [5]
     few = DiffusionSampling(2.0, 2, "ddim")
-    rows = [generator.make(torch.tensor([label]), torch.tensor([0]), 0, few) for generator, label in ((again, 1), (whole, 5))]
+    rows = [
+        generator.make(torch.tensor([label]), torch.tensor([0]), 0, few)
+        for generator, label in ((again, 1), (whole, 5))
+    ]
     assert not torch.equal(*rows)  # noise is of the label; the condition is of the row
     torch.testing.assert_close(again.rows, torch.tensor([217, 5, 0]))
 
@@ -90,7 +93,9 @@ def test_subsets_are_the_published_classes():
     assert len(set(synsets())) == 1000
 
 
-@pytest.mark.parametrize(("wanted", "words"), [("unicorn", "none of"), ("crane", "2 classes"), ("n01440764", "none of")])
+@pytest.mark.parametrize(
+    ("wanted", "words"), [("unicorn", "none of"), ("crane", "2 classes"), ("n01440764", "none of")]
+)
 def test_classes_that_are_not_one_are_refused(wanted, words):
     with pytest.raises(ValueError, match=words):
         rows_of([wanted], {0: "tench", 1: "crane", 2: "crane"})

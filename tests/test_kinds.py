@@ -94,7 +94,9 @@ def test_a_stream_begins_with_the_set_and_resumes(kind):
     second = DistilledStream(generator, 4, batch_size=5)
     second.load_state_dict(first.state_dict())
     rest = list(second.batches(3))
-    assert all(torch.equal(a, b) for mine, other in zip(taken[4:], rest, strict=True) for a, b in zip(mine, other, strict=True))
+    assert all(
+        torch.equal(a, b) for mine, other in zip(taken[4:], rest, strict=True) for a, b in zip(mine, other, strict=True)
+    )
 
 
 @kinds
@@ -127,7 +129,10 @@ def test_a_save_leaves_nothing_of_another_kind(first, second, tmp_path):
     KINDS[first]().save_pretrained(tmp_path / "a")
     KINDS[second]().save_pretrained(tmp_path / "b")
     KINDS[first]().save_pretrained(tmp_path / "b")
-    names = [{p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} for folder in (tmp_path / "a", tmp_path / "b")]
+    names = [
+        {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        for folder in (tmp_path / "a", tmp_path / "b")
+    ]
     assert names[0] == names[1]
     assert isinstance(AutoGenerator.from_pretrained(tmp_path / "b"), type(KINDS[first]()))
 

@@ -118,7 +118,9 @@ def test_mean_cosine_is_that_of_all_pairs():
 
 def test_a_memory_goes_on_where_it_was_saved():
     generator = torch.Generator().manual_seed(2)
-    steps = [(torch.randn(6, SIZE, generator=generator), torch.randint(3, (6,), generator=generator)) for _ in range(20)]
+    steps = [
+        (torch.randn(6, SIZE, generator=generator), torch.randint(3, (6,), generator=generator)) for _ in range(20)
+    ]
     whole, first = (ClassMemory(3, SIZE, 5, waiting=6) for _ in range(2))
     for number, step in enumerate(steps):
         whole.add(*step)
@@ -132,7 +134,9 @@ def test_a_memory_goes_on_where_it_was_saved():
     assert all(torch.equal(x, y) for x, y in zip(whole.state_dict().values(), first.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize(("options", "words"), [({"evict": "newest"}, "redundant, oldest"), ({"capacity": 0}, "0 latents")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"evict": "newest"}, "redundant, oldest"), ({"capacity": 0}, "0 latents")]
+)
 def test_impossible_memories_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         ClassMemory(2, 4, options.get("capacity", 3), evict=options.get("evict", "oldest"), waiting=2)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_gdd.networks import NETWORK_NAMES, build_network, network_name
+from hf_gdd.networks import NETWORK_NAMES, build_network, network_name, penultimate
 
 
 def parameters(name, shape, num_classes=10):
@@ -30,7 +30,7 @@ def middle_shape(name, side):
     """The feature's shape by arithmetic: two poolings, or the one stride of the second residual stage."""
     grown = 32 if side == 28 and "resnet" not in name else side
     if name.startswith("resnet"):
-        width = 128 if name.endswith("-dc") else 64
+        width = 64 if name.endswith("-dd") else 128
         return (width, side // 2, side // 2)
     width = 192 if name == "alexnet" else 128
     poolings = 1 if name in ("convnet1", "convnet2") else 2
@@ -110,7 +110,7 @@ def test_without_a_seed_the_global_state_decides():
 
 
 def test_an_unknown_name_is_refused_with_the_accepted_ones():
-    with pytest.raises(ValueError, match=r"'resnet18'.*Did you mean 'resnet18-d[cd]'.*Accepted names: convnet1"):
+    with pytest.raises(ValueError, match=r"'resnet18'.*Did you mean 'resnet18-(dc|dd|in)'.*Accepted names: convnet1"):
         build_network("resnet18", 10, (3, 32, 32))
     with pytest.raises(ValueError, match=r"'zzz'\. Accepted names"):
         build_network("zzz", 10, (3, 32, 32))
@@ -195,3 +195,21 @@ def test_gradient_reaches_the_image_through_the_feature(name):
     (gradient,) = torch.autograd.grad(middle.square().sum(), images)
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet10ap-in", 4.9), ("resnet18-in", 11.2)])
+def test_large_images_meet_a_larger_stem(name, millions):
+    """Published sizes: 4.91 and 11.18 million at 224 px, where the last map is 7x7 before it is averaged."""
+    for side, middle in [(64, 32), (128, 32), (224, 28)]:
+        network = build_network(name, 10, (3, side, side), seed=0)
+        with torch.no_grad():
+            assert network(torch.randn(1, 3, side, side))[1].shape == (1, 128, middle, middle)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_penultimate_is_what_the_last_linear_layer_is_given():
+    network, images = build_network("convnet2", 3, (1, 8, 8), seed=0), torch.randn(2, 1, 8, 8)
+    logits, features = penultimate(network, images)
+    torch.testing.assert_close(network.linear(features), logits)
+    with pytest.raises(ValueError, match=r"no nn\.Linear"):
+        penultimate(nn.Sequential(nn.Flatten()), images)
