@@ -1,5 +1,6 @@
 """The judge: networks trained from scratch on what they are given, all under one set of circumstances."""
 
+import json
 import math
 import platform
 import re
@@ -189,7 +190,7 @@ class Judge:
             quality=tuple(quality),
             train=train,
             test=f"{self.test.source} ({self.test.fingerprint[:12]})",
-            recipe=asdict(self.recipe),
+            recipe=json.loads(json.dumps(asdict(self.recipe))),  # as it is read back
             normalisation=normalisation,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
             versions={name: version(name) for name in ("hf_gdd", "torch", "datasets")},

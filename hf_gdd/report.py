@@ -242,7 +242,7 @@ class Report:
         return ["\n".join(f"| {line} |" for line in lines)]
 
     def _circumstances(self) -> str:
-        recipe = ", ".join(f"{key} {value}" for key, value in self.recipe.items())
+        recipe = ", ".join(f"{key} {value}" for key, value in self.recipe.items() if value is not False and value != [])
         versions = ", ".join(f"{key} {value}" for key, value in self.versions.items())
         samplings = dict.fromkeys(result.sampling for result in self.results if result.sampling)
         sampling = f"Sampling: {', '.join(samplings)}. " if samplings else ""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_gdd import classifiers, judging
+from hf_gdd import classifiers, judging, quality
 from hf_gdd.classifiers import (
     RECIPES,
     Learner,
@@ -398,3 +398,102 @@ def test_baselines_refuse_an_ipc_that_the_real_set_cannot_give_before_training(m
 def test_no_network_is_refused():
     with pytest.raises(ValueError, match="at least one network"):
         evaluate(Stub(), toy(), ipc=2, networks=())
+
+
+# A pool of epochs, and the quality of images.
+
+
+def test_a_pool_goes_round_its_sets(monkeypatch):
+    """Epochs 0, 1, 2, 0, 1, 2, ... of the same images as a stream's first three epochs."""
+    shown = []
+
+    def remember(learner, batches, steps, generator):
+        for _, (images, labels) in zip(range(steps), batches, strict=False):
+            shown.append(images)
+        return learner.network
+
+    monkeypatch.setattr(judging, "fit_classifier", remember)
+    generator, recipe = Stub(), Recipe(max_steps=7, batch_size=64)
+    options = NO_PROBLEM | {"n": 1, "recipe": recipe}
+    report = evaluate(generator, toy(), ipc=2, protocol="dynamic-pool-3", **options)
+    epochs = [{tuple(image.flatten().tolist()) for image in images} for images in shown]
+    expected = [
+        {
+            tuple(x.flatten().tolist())
+            for x in generator.sample(torch.arange(3).repeat(2), torch.tensor([i] * 3 + [j] * 3))
+        }
+        for i, j in ((0, 1), (2, 3), (4, 5))
+    ]
+    assert epochs == [*expected, *expected, expected[0]]
+    (row,) = report.results
+    assert (row.protocol, row.distinct_images, row.stored_bytes) == ("dynamic-pool-3", 18, 18 * 64)
+
+
+def test_a_set_and_a_pool_are_made_once_for_all_sizes():
+    generator = Stub()
+    evaluate(generator, toy(), ipc=(1, 4), protocol=("fixed", "dynamic-pool-2"), **NO_PROBLEM)
+    assert [len(rows) for _, rows in generator.asked] == [3 * 4 * 2]
+
+
+@pytest.mark.parametrize("protocol", ["dynamic-pool", "dynamic-pool-0", "dynamic-pool-x", "pool-3"])
+def test_pools_that_are_none_are_refused(protocol):
+    with pytest.raises(ValueError, match="dynamic-pool-5"):
+        evaluate(Stub(), toy(), ipc=1, protocol=protocol, **NO_PROBLEM)
+
+
+def test_a_bank_can_be_a_pool_as_far_as_it_goes():
+    report = evaluate(Stub(max_ipc=6), toy(), ipc=2, protocol="dynamic-pool-3", **NO_PROBLEM)
+    assert report.results[0].distinct_images == 18  # five steps are five epochs of six, of which two are seen again
+    with pytest.raises(ValueError, match="holds 6 images per class"):
+        evaluate(Stub(max_ipc=6), toy(), ipc=2, protocol="dynamic-pool-4", **NO_PROBLEM)
+
+
+def test_quality_stands_beside_random_real_and_the_test_images():
+    recipe = Recipe(max_steps=60, lr=0.05)
+    options = NO_PROBLEM | {"recipe": recipe, "real": toy(), "quality": True}
+    good, poor = (evaluate(Stub(contrast=c), toy(seed=1), ipc=(2, 10), name="x", **options) for c in (60, 0))
+    rows = {(row.name, row.ipc): row for row in good.quality}
+    assert list(rows) == [("test images", None), ("random-real", 2), ("random-real", 10), ("x", 2), ("x", 10)]
+    assert rows["x", 10].images == 30
+    assert rows["x", 10].seeds == (0, 1)
+    assert rows["test images", None].scores.keys() == {"label_accuracy", "diversity"}
+    assert rows["random-real", 10].mean("coverage") > 0.6
+    worse = good.quality[-1].mean, poor.quality[-1].mean
+    assert worse[0]("label_accuracy") > worse[1]("label_accuracy") + 0.3
+    assert worse[0]("frechet") < worse[1]("frechet")
+    assert "| x | 10 | 30 | convnet1 |" in good.markdown()
+    assert Report.merge([good]) == good
+
+
+def test_reports_share_their_references(tmp_path):
+    options = NO_PROBLEM | {"real": toy(), "quality": True, "with_baselines": False}
+    test = toy(seed=1)
+    reports = [evaluate(Stub(), test, ipc=2, name=name, **options) for name in ("a", "b")]
+    merged = Report.merge(reports)
+    assert [row.name for row in merged.quality] == ["test images", "random-real", "a", "b"]
+    merged.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == merged
+
+
+def test_critics_are_trained_once_for_many_generators(monkeypatch):
+    trained = []
+    fit = quality.fit_classifier
+    monkeypatch.setattr(quality, "fit_classifier", lambda *args: trained.append(1) or fit(*args))
+    options = NO_PROBLEM | {"real": toy(), "quality": True, "with_baselines": False}
+    test = toy(seed=1)
+    for _ in range(3):
+        evaluate(Stub(), test, ipc=2, **options)
+    assert len(trained) == 2
+
+
+def test_an_autoencoders_reconstruction_is_judged():
+    generator = Stub()
+    generator.reconstruct = lambda images: images
+    options = NO_PROBLEM | {"real": toy(), "quality": True, "recipe": Recipe(max_steps=40, lr=0.05)}
+    rows = {row.name: row for row in evaluate(generator, toy(seed=1), ipc=2, **options).quality}
+    assert rows["reconstruction"].scores == rows["test images"].scores
+
+
+def test_quality_needs_the_real_set():
+    with pytest.raises(ValueError, match="pass real="):
+        evaluate(Stub(), toy(), ipc=2, quality=True, **NO_PROBLEM)

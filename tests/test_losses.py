@@ -10,11 +10,14 @@ from hf_gdd.losses import (
     GLOBAL,
     LOCAL,
     discriminator_adversarial,
+    diversity_loss,
     generator_adversarial,
     global_loss,
     gradient_penalty,
     gradient_shares,
     local_loss,
+    representativeness_loss,
+    variance_bound,
 )
 
 FAKE_LOGITS = [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]
@@ -197,3 +200,90 @@ def test_shares_keep_the_graph_and_leave_no_gradients():
 def test_shares_of_vanished_gradients_are_zero_not_nan():
     x = images(0).requires_grad_()
     assert [share.item() for share in gradient_shares({"a": (0 * x).sum(), "b": (0 * x).sum()}, x).values()] == [0, 0]
+
+
+# ---- diffusion
+
+
+def memory_case():
+    """Four latents of two classes before a memory of three places."""
+    cosines = torch.tensor([[0.9, 0.1, -9.0], [0.5, 0.4, 9.0], [0.3, -0.2, -0.6], [0.0, 0.0, 0.0]], requires_grad=True)
+    held = torch.tensor([[True, True, False], [True, True, False], [True, True, True], [False, False, False]])
+    return cosines, held, torch.tensor([4, 4, 1, 7])
+
+
+def test_memory_terms_by_hand():
+    """Class 4: least 0.1, most 0.9; class 1: least -0.6, most 0.3; class 7 remembers nothing; three classes."""
+    cosines, held, labels = memory_case()
+    far, like = representativeness_loss(cosines, held, labels), diversity_loss(cosines, held, labels)
+    assert far.item() == pytest.approx(((1 - 0.1) + (1 + 0.6)) / 3)
+    assert like.item() == pytest.approx((0.9 + 0.3) / 3)
+    (gradient,) = torch.autograd.grad(far, cosines)
+    assert gradient.nonzero().tolist() == [[0, 1], [2, 2]]
+    torch.testing.assert_close(gradient[0, 1], torch.tensor(-1 / 3))
+    (gradient,) = torch.autograd.grad(like, cosines)
+    assert gradient.nonzero().tolist() == [[0, 0], [2, 0]]
+    torch.testing.assert_close(gradient[2, 0], torch.tensor(1 / 3))
+
+
+def test_memory_terms_of_empty_memories_are_zero():
+    cosines, held, labels = memory_case()
+    for loss in (representativeness_loss, diversity_loss):
+        value = loss(cosines, torch.zeros_like(held), labels)
+        assert value.item() == 0
+        assert torch.autograd.grad(value, cosines)[0].abs().sum() == 0
+
+
+ALPHAS = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+
+
+def noised(steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    clean, noise, spread = (torch.randn(len(steps), 2, 3, 3, generator=generator) for _ in range(3))
+    a = ALPHAS[steps].float().view(-1, 1, 1, 1)
+    return clean, noise, spread, a.sqrt() * clean + (1 - a).sqrt() * noise
+
+
+def test_the_variance_bound_is_zero_for_the_true_posterior():
+    steps = torch.tensor([1, 2, 400, 999])
+    clean, noise, _, noisy = noised(steps)
+    least = torch.full_like(noise, -1.0)
+    assert variance_bound(noise, least, clean, noisy, steps, ALPHAS).item() == pytest.approx(0, abs=1e-4)
+    assert variance_bound(noise, -least, clean, noisy, steps, ALPHAS) > 0.01
+
+
+@pytest.mark.parametrize("step", [0, 1, 500])
+def test_the_variance_bound_is_that_of_the_distributions(step):
+    steps = torch.full((64,), step)
+    clean, noise, spread, noisy = noised(steps)
+    spread, wrong = spread.tanh(), noise + 0.1
+    a, b = ALPHAS[step], ALPHAS[step - 1] if step else torch.tensor(1.0, dtype=torch.float64)
+    beta = 1 - a / b
+    least = (beta * (1 - b) / (1 - a)) if step else (1 - ALPHAS[1] / ALPHAS[0]) * (1 - ALPHAS[0]) / (1 - ALPHAS[1])
+
+    def mean(start):
+        return (b.sqrt() * beta * start + (a / b).sqrt() * (1 - b) * noisy.double()) / (1 - a)
+
+    start = (noisy - (1 - a).sqrt() * wrong) / a.sqrt()
+    variance = (((spread + 1) / 2) * beta.log() + (1 - (spread + 1) / 2) * least.log()).exp()
+    model = torch.distributions.Normal(mean(start), variance.sqrt())
+    if step:
+        truth = torch.distributions.Normal(mean(clean), least.sqrt())
+        expected = torch.distributions.kl_divergence(truth, model)
+    else:
+        inside = model.cdf(clean + 1 / 255) - model.cdf(clean - 1 / 255)
+        inside = torch.where(clean < -0.999, model.cdf(clean + 1 / 255), inside)
+        inside = torch.where(clean > 0.999, 1 - model.cdf(clean - 1 / 255), inside)
+        expected = -inside.clamp(min=1e-12).log()
+    actual = variance_bound(wrong, spread, clean, noisy, steps, ALPHAS)
+    assert actual.item() == pytest.approx(float(expected.mean() / torch.tensor(2.0).log()), rel=2e-3)
+
+
+def test_the_variance_bound_teaches_only_the_variance():
+    steps = torch.tensor([0, 3, 700])
+    clean, noise, spread, noisy = noised(steps)
+    noise.requires_grad_()
+    spread.requires_grad_()
+    variance_bound(noise, spread, clean, noisy, steps, ALPHAS).backward()
+    assert noise.grad is None
+    assert spread.grad.abs().sum() > 0
