@@ -11,7 +11,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_gdd.report import Report
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
-PAPERS = {"global-local": "2404.17732", "dim": "2303.04707"}  # on arXiv
+# On arXiv.
+PAPERS = {"global-local": "2404.17732", "dim": "2303.04707"}
+PAPERS |= {"self-adaptive": "2505.19469", "minimax": "2311.15529", "dit": "2212.09748"}
 _SOURCE = re.compile(r"(?P<name>.+?)(@(?P<revision>\w+))?(:(?P<split>[^: ]+))?( \(\w+\))?")
 
 
@@ -46,6 +48,7 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         source=source,
         licence=licence,
         method=method,
+        pipeline_class=_pipeline_class(config),
         paper=PAPERS.get(method),
         class_names=config["class_names"],
         size=f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}",
@@ -53,6 +56,14 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         settings=training,
         versions={name: version(name) for name in ("hf_gdd", "torch", "diffusers")},
     ).content
+
+
+def _pipeline_class(config: Mapping[str, Any]) -> str | None:
+    """What a diffusers pipeline calls the first class, if the generator is one."""
+    if "class_rows" not in config:
+        return None
+    known = config.get("known_classes") or {}
+    return known.get(str(config["class_rows"][0]), config["class_names"][0]).split(",")[0].strip()
 
 
 def _parse(source: str) -> dict[str, str | None]:

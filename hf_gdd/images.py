@@ -81,7 +81,8 @@ class ImageTensors:
         """
         device = _resolve(device)
         if isinstance(data, ImageTensors):
-            if (split, image_column, label_column, image_size) != (None,) * 4:
+            of_that_size = data.shape[1:] == (image_size, image_size)
+            if (split, image_column, label_column, None if of_that_size else image_size) != (None,) * 4:
                 raise ValueError(
                     "An ImageTensors is already decoded: pass the data set it came from to choose a split, a "
                     "column or image_size."

@@ -2,12 +2,12 @@
 
     python scripts/imagenette.py --dataset <folder or Hub id of Imagenette>
 
-One small autoencoder and transformer are trained from scratch; from there `dit` (no memory), `minimax` and
-`self-adaptive` (evicting at every step and at every epoch) go on for equally many steps on the same draws, and then a sweep of both
-weights and the memories' size. Networks trained on 10 and 50 images per class are tested on the whole validation split,
-beside random real images, coverage and diversity. It takes about an hour on two CPU cores; every finished piece is kept in
-the output folder, and the same command goes on. The published numbers (Gu et al., 2024; arXiv 2505.19469) are of a
-pretrained DiT-XL/2 at 256 px, see `scripts/imagenet_subsets.py`: only the order of the rows can be compared.
+One small autoencoder and transformer are trained from scratch. From there `dit` (no memory), `minimax` and
+`self-adaptive` (evicting at every step, and at every epoch) go on for equally many steps on the same draws; a sweep of
+both weights and of the memories' size follows. Networks trained on 10 and 50 images per class are tested on the whole
+validation split, beside random real images, coverage and diversity. It takes about an hour on two CPU cores; every
+finished piece is kept in the output folder, and the same command goes on. The published numbers (Gu et al., 2024; arXiv
+2505.19469) are of a pretrained DiT-XL/2 at 256 px, see `scripts/imagenet_subsets.py`.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import tyro
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from hf_gdd import DiffusionMemoryTrainer, ImageTensors, Recipe, Report, baselines, evaluate
 from hf_gdd.memory import ClassMemory
@@ -29,7 +29,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "self-adaptive": {"method": "self-adaptive"},
     "self-adaptive, epoch": {"method": "self-adaptive", "memory_update": "epoch"},
 }
-STRONG, WEAK = 10, 0.1
 SWEEP: dict[str, dict[str, Any]] = {
     "real x0": {"real_weight": 0.0},
     "real x10": {"real_weight": 0.02},

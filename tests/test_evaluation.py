@@ -408,7 +408,7 @@ def test_a_pool_goes_round_its_sets(monkeypatch):
     shown = []
 
     def remember(learner, batches, steps, generator):
-        for _, (images, labels) in zip(range(steps), batches, strict=False):
+        for _, (images, _) in zip(range(steps), batches, strict=False):
             shown.append(images)
         return learner.network
 

@@ -127,8 +127,10 @@ def test_augmentation_of_unit_images_comes_before_normalising(monkeypatch):
 
 @pytest.mark.parametrize(
     ("ipc", "classes", "epochs"),
-    [(1, 10, 3000), (2, 10, 2000), (10, 10, 2000), (50, 10, 1500), (100, 10, 1000), (500, 10, 500), (1000, 10, 300)]
-    + [(None, 10, 300), (10, 100, 1300), (50, 100, 1000), (None, 100, 200)],
+    [
+        *((1, 10, 3000), (2, 10, 2000), (10, 10, 2000), (50, 10, 1500), (100, 10, 1000), (500, 10, 500)),
+        *((1000, 10, 300), (None, 10, 300), (10, 100, 1300), (50, 100, 1000), (None, 100, 200)),
+    ],
 )
 def test_epochs_depend_on_the_images_of_a_class(ipc, classes, epochs):
     assert RECIPES["imagenet-subset"].at(ipc, classes).epochs == epochs

@@ -1,6 +1,7 @@
 """What every kind of generator promises: stable pixels, exact sets, exact resume, safe folders, push and pull."""
 
 import itertools
+import re
 from collections import Counter
 
 import pytest
@@ -187,6 +188,21 @@ def test_push_and_pull(kind, owner, visitor):
         images, made, origin, names = visitor.run(visit, repo, revision=commit)
         assert images == made == KINDS[kind](seed).sample(*requests(2)).tolist()
         assert (origin, names) == (f"{repo}@{commit}", NAMES)
+
+
+def run_snippets(card):
+    """Every block of code of a card, in order; how many there were, and the images of the last."""
+    namespace, blocks = {}, re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    for block in blocks:
+        exec(block, namespace)
+    return len(blocks), len(namespace.get("images", ())), len(namespace["train"])
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("gan", (1, 0, 30)), ("diffusion", (2, 1, 30))])
+def test_the_snippets_of_the_card_run(kind, expected, shared_hub, owner, visitor):
+    owner.run(publish, kind, 0, f"me/card-{kind}")
+    card = shared_hub.files(f"me/card-{kind}")["README.md"].decode()
+    assert visitor.run(run_snippets, card) == expected
 
 
 def stock(repo):

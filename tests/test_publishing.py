@@ -108,12 +108,6 @@ def distil_and_push(repo, folder):
     return materialise(repo, ipc=2), rows(load_distilled_dataset(generator, ipc=2))
 
 
-def run_snippet(text):
-    scope = {}
-    exec(text, scope)
-    return len(scope["train"]), len(next(iter(scope["stream"]))["label"])
-
-
 # ---- the tests
 
 
@@ -374,13 +368,6 @@ def test_the_card_validates_and_its_model_index_reads_back(shared_hub, owner):
 
 def validate(content):
     ModelCard(content).validate()
-
-
-def test_the_snippet_of_the_card_runs(shared_hub, owner, visitor):
-    owner.run(push, 0, "me/snippet")
-    card = shared_hub.files("me/snippet")["README.md"].decode()
-    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    assert visitor.run(run_snippet, snippet) == (30, 30)
 
 
 def test_the_command_pushes(shared_hub, owner, visitor, tmp_path):

@@ -1,0 +1,53 @@
+"""Diffusion with self-adaptive memory on the bundled 8x8 digits, beside its control and Minimax.
+
+    python scripts/diffusion_digits.py
+
+Expect about six minutes on two CPU cores and no network. An autoencoder and a diffusion transformer are trained from
+scratch; from there `dit` (no memory), `minimax` and `self-adaptive` go on for equally many steps on the same draws. In
+the lower table networks trained on real digits should take at least 95 % of the reconstructions for what they are
+labelled, as they do the test images, and at least 80 % of the samples. Between the three methods, differences of a
+point are noise at one generator seed. Stopped half way? The same command goes on.
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from hf_gdd import DiffusionMemoryTrainer, ImageTensors, Report, baselines, evaluate
+
+METHODS = ("dit", "minimax", "self-adaptive")  # two that share the first one's networks
+IPCS = (10, 50)
+
+
+def main(output_dir: Path = Path("runs/diffusion-digits"), seed: int = 0, n: int = 3) -> None:
+    """Distil the digits by every method and judge the results side by side.
+
+    Args:
+        output_dir: one folder a method is made in it.
+        seed: of the training and of the images.
+        n: networks per row of the tables.
+
+    """
+    real, test = (ImageTensors.from_dataset("digits", split) for split in ("train", "test"))
+    settings = {"networks": "convnet2", "recipe": "tiny", "n": n, "seed": seed}
+    generators, reports = {}, [baselines(real, test, ipcs=IPCS, **settings)]
+    for method in METHODS:
+        start_from = None if method == "dit" else str(output_dir / "dit")
+        shared = {"preset": "tiny", "seed": seed, "start_from": start_from}
+        generator = DiffusionMemoryTrainer(real, method=method, output_dir=output_dir / method, **shared).fit()
+        options = {"real": real, "ipc": IPCS, "with_baselines": False, "quality": True}
+        reports.append(evaluate(generator, test, **options, **settings))
+        generators[method] = generator
+
+    report = Report.merge(reports)
+    for method, generator in generators.items():
+        generator.report = report
+        generator.save_pretrained(output_dir / method / "generator")
+    print(report.markdown())
+    if not report.valid:
+        sys.exit("The recipe is invalid here, so the table decides nothing.")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
