@@ -133,3 +133,9 @@ To train on such a fixed set is the protocol `fixed` of hf_gdd; a network is the
 card says what accuracy to expect, beside random real images of the same number. The images are no anonymisation of the
 real ones, repeat their biases, and may show something else than their label says.
 """
+
+
+def union(*values: str | list[str] | None) -> list[str]:
+    """All of them, each once, in order."""
+    lists = [[value] if isinstance(value, str) else value or [] for value in values]
+    return list(dict.fromkeys(item for items in lists for item in items))

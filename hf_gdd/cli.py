@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
+import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
@@ -42,6 +43,8 @@ TRAINERS = {
     DiffusionMemoryConfig: ("hf_gdd.trainers.diffusion_memory", "DiffusionMemoryTrainer"),
 }
 METHODS = {name: kind for kind in TRAINERS for name in get_args(get_type_hints(kind)["method"])}
+
+SAMPLING = ("truncation", "guidance", "steps", "scheduler")
 
 Settings = TypeVar("Settings", bound=TrainingConfig)
 
@@ -131,8 +134,7 @@ class Materialize:
             raise ValueError("--ipc names no number of images per class: pass --ipc 10, say.")
         for ipc in self.ipc:
             check_ipc(generator, ipc)
-        fields = {name: getattr(self, name) for name in ("truncation", "guidance", "steps", "scheduler")}
-        sampling = changed_sampling(generator, **fields)
+        sampling = changed_sampling(generator, **{name: getattr(self, name) for name in SAMPLING})
         for ipc in self.ipc:
             data = load_distilled_dataset(generator, ipc=ipc, seed=self.seed, sampling=sampling, num_proc=self.num_proc)
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
@@ -172,7 +174,7 @@ class Push:
 
     def __call__(self) -> None:
         """Push, and say how to load it."""
-        commit = AutoGenerator.from_pretrained(self.generator).push_to_hub(
+        commit = _loaded(self.generator).push_to_hub(
             self.repo,
             private=self.private or None,
             revision=self.branch,
@@ -204,6 +206,10 @@ class Evaluate:
         test_split: name of the real test split.
         revision: branch, tag or commit of the generator's repo.
         classes: of a stock pipeline, those of the data set, by name or WordNet id, in the data set's order.
+        truncation: of a GAN, its own if not given.
+        guidance: of a diffusion generator, its own if not given.
+        steps: of a diffusion generator, its own if not given.
+        scheduler: of a diffusion generator, its own if not given.
         image_column: the real data set's image column, if it has several.
         label_column: the real data set's label column, if it has several.
         output: where to write the report as JSON.
@@ -222,6 +228,10 @@ class Evaluate:
     test_split: str = "test"
     revision: str | None = None
     classes: tuple[str, ...] = ()
+    truncation: float | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    scheduler: Literal["ddim", "ddpm", "dpm++"] | None = None
     image_column: str | None = None
     label_column: str | None = None
     output: str | None = None
@@ -238,7 +248,10 @@ class Evaluate:
         columns = {"image_column": self.image_column, "label_column": self.label_column, "image_size": size}
         real, test = (as_images(self.dataset, split, **columns) for split in ("train", self.test_split))
         if self.classes:
-            train = train.select(self.classes, real.class_names)
+            train = _selected(train, self.classes, real.class_names)
+        given = {name: getattr(self, name) for name in SAMPLING}
+        if not is_generator and any(value is not None for value in given.values()):
+            raise ValueError("A data set is made already: leave out --guidance, --steps and the like.")
         report = evaluate(
             train,
             test,
@@ -249,6 +262,7 @@ class Evaluate:
             n=self.n,
             recipe=self.recipe,
             quality=self.quality,
+            sampling=changed_sampling(train, **given) if is_generator else None,
             seed=self.seed,
         )
         print(report.markdown())
@@ -278,9 +292,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _loaded(source: str, revision: str | None, classes: Sequence[str] = ()) -> Generator:
-    generator = AutoGenerator.from_pretrained(source, revision=revision)
-    return generator.select(classes) if classes else generator
+def _loaded(source: str, revision: str | None = None, classes: Sequence[str] = ()) -> Generator:
+    """A generator, on a GPU if there is one, and of these classes only.
+
+    Raises:
+        ValueError: classes are chosen of a generator that has but its own.
+
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = AutoGenerator.from_pretrained(source, revision=revision, device=device)
+    return _selected(generator, classes, classes) if classes else generator
+
+
+def _selected(source: Any, classes: Sequence[str], class_names: Sequence[str]) -> Generator:
+    if not hasattr(source, "select"):
+        raise ValueError("--classes chooses among those of a diffusion generator: leave it out.")
+    return source.select(classes, class_names)
 
 
 def _parse(argv: list[str]) -> Callable[[], None]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,7 @@ class ImageNetAugment:
 
     def _jittered(self, x: Tensor, u: Tensor) -> Tensor:
         factors = (1 + _JITTER * (2 * u[:, :3] - 1)).to(x.dtype).view(-1, 3, 1, 1, 1)
-        orders = torch.tensor(_ORDERS, device=x.device)[(u[:, 3] * len(_ORDERS)).long()]
+        orders = _table(_ORDERS, x.device)[(u[:, 3] * len(_ORDERS)).long()]
         for turn in range(3):
             grey = self._grey(x)
             towards = (torch.zeros_like(x), grey.mean((2, 3), keepdim=True).expand_as(x), grey.expand_as(x))
@@ -117,10 +117,16 @@ class ImageNetAugment:
     def _grey(self, x: Tensor) -> Tensor:
         if x.shape[1] != 3:
             return x.mean(1, keepdim=True)
-        return (x * x.new_tensor(_GREY).view(3, 1, 1)).sum(1, keepdim=True)
+        return (x * _table(_GREY, x.device).view(3, 1, 1)).sum(1, keepdim=True)
 
     def _lit(self, x: Tensor, u: Tensor) -> Tensor:
         if x.shape[1] != 3:
             return x
-        amounts = _LIGHTING * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)) * u.new_tensor(_COLOUR_VALUES)
-        return x + (amounts @ u.new_tensor(_COLOUR_VECTORS).T).to(x.dtype)[:, :, None, None]
+        amounts = _LIGHTING * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)) * _table(_COLOUR_VALUES, u.device)
+        return x + (amounts @ _table(_COLOUR_VECTORS, u.device).T).to(x.dtype)[:, :, None, None]
+
+
+@cache
+def _table(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Made once: each copy to a GPU would wait for it."""
+    return torch.tensor(values, device=device)

@@ -5,13 +5,13 @@ import math
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_gdd.classifiers import Learner, Normaliser, Recipe, accuracy, epochs_of, fit_classifier
@@ -94,7 +94,10 @@ class Judge:
             started = time.perf_counter()
             label = f"{name} {protocol} {f'IPC {ipc}' if ipc else ''} {network_name(spec)}"
             accuracies = [
-                self._accuracy(spec, recipe, i, batches, steps, looks)
+                max(
+                    accuracy(network, self.test, self.normalise)
+                    for network in self.trained(spec, recipe, i, batches, steps, looks)
+                )
                 for i in tqdm(range(self.n), desc=label, unit="net", dynamic_ncols=True, **hidden)
             ]
             result = Result(
@@ -115,24 +118,22 @@ class Judge:
             results.append(result)
         return results
 
-    def _accuracy(
+    def trained(
         self,
         spec: NetworkSpec,
         recipe: Recipe,
         i: int,
         batches: Callable[[int, Random], Batches],
         steps: int,
-        looks: int,
-    ) -> float:
+        looks: int = 1,
+    ) -> Iterator[nn.Module]:
+        """Network i, as it is at each of `looks` equally distant looks, the last at its end."""
         random = Random(self.seed + i, self.test.device)
         network = build_network(spec, self.test.num_classes, self.test.shape, seed=self.seed + i)
         learner = Learner(network.to(self.test.device), self.normalise, recipe, steps)
-        rows, best = iter(batches(i, random)), 0.0
+        rows = iter(batches(i, random))
         for look in range(looks):
-            part = steps * (look + 1) // looks - steps * look // looks
-            fit_classifier(learner, rows, part, random.device)
-            best = max(best, accuracy(network, self.test, self.normalise))
-        return best
+            yield fit_classifier(learner, rows, steps * (look + 1) // looks - steps * look // looks, random.device)
 
     def fixed(self, data: Callable[[int], ImageTensors], images: int, stored_bytes: int, **row: Any) -> list[Result]:
         """Networks that each see one set, `data(i)` of `images` images, in reshuffled epochs."""

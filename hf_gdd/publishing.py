@@ -7,7 +7,7 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hf_gdd.builder import load_distilled_dataset
-from hf_gdd.card import dataset_text
+from hf_gdd.card import dataset_text, union
 from hf_gdd.generators.base import Generator
 from hf_gdd.upload import PushError
 
@@ -105,19 +105,13 @@ def _describe(repo_id: str, name: str, made: dict[str, Any], generator: Generato
     card = DatasetCard.load(repo_id, token=token)  # datasets has just written one
     data = card.data
     data[RECORD] = dict(sorted((dict(data.get(RECORD) or {}) | {name: made}).items()))
-    licences = _union(data.get("license"), generator.license)
+    licences = union(data.get("license"), generator.license)
     data["license"] = licences if len(licences) > 1 else next(iter(licences), None)
-    data["task_categories"] = _union(data.get("task_categories"), "image-classification")
-    data["annotations_creators"] = _union(data.get("annotations_creators"), "machine-generated")
-    data["tags"] = _union(data.get("tags"), ["dataset-distillation", "generative-dataset-distillation", "synthetic"])
+    data["task_categories"] = union(data.get("task_categories"), "image-classification")
+    data["annotations_creators"] = union(data.get("annotations_creators"), "machine-generated")
+    data["tags"] = union(data.get("tags"), ["dataset-distillation", "generative-dataset-distillation", "synthetic"])
     ours = f"{BEGIN}\n{dataset_text(repo_id, data[RECORD])}{END}"
     before, _, rest = card.text.partition(BEGIN)
     text = f"{before.strip()}\n\n{ours}{rest.partition(END)[2]}".lstrip()
     card = DatasetCard(f"---\n{data}\n---\n\n{text.rstrip()}\n")
     card.push_to_hub(repo_id, token=token, commit_message=f"Describe {name}")
-
-
-def _union(*values: str | list[str] | None) -> list[str]:
-    """All of them, each once, in order."""
-    lists = [[value] if isinstance(value, str) else value or [] for value in values]
-    return list(dict.fromkeys(item for items in lists for item in items))

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gdd.classifiers import Learner, epochs_of, fit_classifier
+from hf_gdd.classifiers import epochs_of
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import ImageTensors
 from hf_gdd.judging import Judge, provenance
 from hf_gdd.metrics import class_diversity, coverage_scores, frechet_distance
-from hf_gdd.networks import build_network, network_name, penultimate
+from hf_gdd.networks import network_name, penultimate
 from hf_gdd.pixels import to_unit
 from hf_gdd.report import RANDOM_REAL, Quality
-from hf_gdd.rng import Random
 
 TEST_IMAGES, RECONSTRUCTION = "test images", "reconstruction"
 _BATCH = 500
@@ -38,17 +37,20 @@ class Critics:
 
     def __init__(self, judge: Judge, real: ImageTensors) -> None:
         self.judge, self.real, self.spec = judge, real, judge.networks[0]
-        self.networks = [self._trained(judge.seed + i) for i in range(judge.n)]
+        self.networks = [self._trained(i) for i in range(judge.n)]
         self.reference = self._features(judge.test.images)
 
-    def _trained(self, seed: int) -> torch.nn.Module:
-        judge, real = self.judge, self.real
-        random = Random(seed, judge.test.device)
-        network = build_network(self.spec, real.num_classes, real.shape, seed=seed).to(judge.test.device)
-        recipe = judge.recipe.at(None, real.num_classes)
-        steps = recipe.steps(len(real))
-        learner = Learner(network, judge.normalise, recipe, steps)
-        return fit_classifier(learner, epochs_of(real, recipe, random.device), steps, random.device).eval()
+    def _trained(self, i: int) -> torch.nn.Module:
+        """As for the row of full data."""
+        recipe = self.judge.recipe.at(None, self.real.num_classes)
+        (network,) = self.judge.trained(
+            self.spec,
+            recipe,
+            i,
+            lambda i, random: epochs_of(self.real, recipe, random.device),
+            recipe.steps(len(self.real)),
+        )
+        return network.eval()
 
     def _features(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each network the labels it gives to images, [N], and their features, [N, D]."""

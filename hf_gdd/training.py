@@ -247,7 +247,8 @@ class Trainer:
         for part, module in self.tracked.items():
             if not isinstance(module, nn.Module):
                 continue
-            finite = torch.stack([tensor.isfinite().all() for tensor in module.state_dict().values()]).all()
+            weights = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+            finite = torch.stack([tensor.isfinite().all() for tensor in weights]).all()
             if self.processes.mean(finite.float()) < 1:
                 last = self.run.newest_checkpoint()
                 raise NonFiniteLossError(

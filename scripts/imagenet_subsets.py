@@ -2,12 +2,12 @@
 
     python scripts/imagenet_subsets.py --dataset <folder or Hub id of ImageNette, ImageWoof or ImageIDC>
 
-The model's classes are found by the data set's class names, WordNet ids or ImageNet's names; a data set with other names
-needs `--subset`, which says what its labels 0 to 9 are. Two test splits are in use, and the report names yours: the
+The model's classes are found by the data set's class names: WordNet ids or ImageNet's names. A data set with other
+names needs `--subset`, which says what its labels 0 to 9 are. Two test splits are in use, the report names yours: the
 ImageNet validation part (500 images), as in the papers, or that of fastai's sets (3,925 and 3,929). The weights are
-`facebook/DiT-XL-2-256`, CC BY-NC 4.0, at the revision that holds them as safetensors. Gu et al. (2024) report 39.2 ± 1.3 %
-for Minimax on ImageWoof at IPC 10 with ResNetAP-10, the best of many tests; we test once, at the end. Nobody has run
-this recipe yet: its loading, tuning and evaluation are tested on a small model of the same structure.
+`facebook/DiT-XL-2-256`, CC BY-NC 4.0, at the revision that holds them as safetensors. Gu et al. (2024) report
+39.2 ± 1.3 % for Minimax on ImageWoof at IPC 10 with ResNetAP-10, the best of many tests; we test once, at the end.
+Nobody has run this recipe yet: its loading, tuning and evaluation are tested on a small model of the same structure.
 """
 
 from pathlib import Path
@@ -31,7 +31,6 @@ def main(
     seed: int = 0,
     max_steps: int | None = None,
     pretrained: str = "facebook/DiT-XL-2-256",
-    pretrained_revision: str | None = "refs/pr/1",
 ) -> None:
     """Tune DiT-XL/2 on a subset and report what its images are worth.
 
@@ -46,8 +45,7 @@ def main(
         n: networks per row of the table.
         seed: of training and images.
         max_steps: cap on the training.
-        pretrained: another model of the same kind.
-        pretrained_revision: of its repo.
+        pretrained: folder or repo id of another model of the same kind.
 
     """
     real, test = (ImageTensors.from_dataset(dataset, split, image_size=256) for split in ("train", test_split))
@@ -57,7 +55,6 @@ def main(
         method=method,
         classes=SUBSETS[subset] if subset else (),
         pretrained=pretrained,
-        pretrained_revision=pretrained_revision,
         max_steps=max_steps,
         seed=seed,
         output_dir=output_dir,

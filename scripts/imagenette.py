@@ -11,6 +11,7 @@ finished piece is kept in the output folder, and the same command goes on. The p
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def main(
     real, test = (ImageTensors.from_dataset(dataset, split, image_size=32) for split in ("train", test_split))
     recipe = Recipe(max_steps=eval_steps, lr=0.05, schedule="cosine", floor=FLOOR)
     judged = {"networks": (convnet3_narrow,), "n": n, "recipe": recipe, "seed": seed}
-    reports = {"baselines": kept(output_dir / "baselines.json", lambda: baselines(real, test, ipcs=IPCS, **judged))}
+    reports = {"baselines": kept(output_dir / "baselines.json", n, lambda: baselines(real, test, ipcs=IPCS, **judged))}
     for name, settings in (METHODS | SWEEP).items():
         folder = output_dir / name.replace(", ", "-").replace(" ", "-")
         shared = {"preset": "lite", "seed": seed, "max_steps": max_steps}
@@ -87,7 +88,7 @@ def main(
             options = {"real": real, "ipc": ipcs, "name": name, "with_baselines": False, "quality": True}
             return evaluate(trainer.fit(), test, **options, **judged)
 
-        reports[name] = kept(folder / "report.json", judge)
+        reports[name] = kept(folder / "report.json", n, judge)
     report = Report.merge(reports.values())
     report.save(output_dir / "report.json")
     trainer.fit()  # of which all is there: only its latents are wanted
@@ -98,9 +99,9 @@ def main(
     print(f"\nFigure: {output_dir / 'memories.png'}")
 
 
-def kept(path: Path, make: Any) -> Report:
-    """A report that is there already, or a new one."""
-    if not path.is_file():
+def kept(path: Path, n: int, make: Callable[[], Report]) -> Report:
+    """A report of n networks that is there already, or a new one."""
+    if not path.is_file() or any(len(result.seeds) != n for result in Report.load(path).results):
         report = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         report.save(path)

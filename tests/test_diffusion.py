@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
@@ -189,14 +190,18 @@ def edit(path, **fields):
         ("size of 5,000", "transformer/config.json", {"sample_size": 5000}),
         ("quantiser", "transformer/config.json", {"quantization_config": {"load_in_8bit": True}}),
         ("latents of the autoencoder", "transformer/config.json", {"in_channels": 3}),
-        ("scheduler", "scheduler/scheduler_config.json", {"num_train_timesteps": "many"}),
+        ("num_train_timesteps is 'many'", "scheduler/scheduler_config.json", {"num_train_timesteps": "many"}),
+        ("num_train_timesteps is 1000000", "scheduler/scheduler_config.json", {"num_train_timesteps": 1_000_000}),
+        ("not the noise", "scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}),
+        ("fingerprint", "transformer/config.json", {"num_attention_heads": 4, "attention_head_dim": 4}),
+        ("fingerprint", "vae/config.json", {"norm_num_groups": 4}),
         ("fingerprint", "vae/config.json", {"scaling_factor": 0.5}),
         ("fingerprint", "scheduler/scheduler_config.json", {"beta_end": 0.03}),
     ],
 )
 def test_foreign_parts_are_refused(folder, words, file, fields):
     edit(folder / file, **fields)
-    with pytest.raises(LoadError, match=None if words in ("scheduler", "latents of the autoencoder") else words):
+    with pytest.raises(LoadError, match=None if words == "latents of the autoencoder" else words):
         AutoGenerator.from_pretrained(folder)
 
 
@@ -251,7 +256,7 @@ def forward(transformer, labels=LABELS):
 
 
 def test_what_is_saved_computes_what_was_trained():
-    transformer = parts()["transformer"]
+    transformer = parts()["transformer"].eval()  # in train mode diffusers' own model drops labels
     one, other = (block.norm1.emb for block in transformer.transformer_blocks)
     other.load_state_dict(one.state_dict())  # as in a published model
     before = forward(transformer)
@@ -260,7 +265,7 @@ def test_what_is_saved_computes_what_was_trained():
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-    saved = for_saving(trained)
+    saved = for_saving(deepcopy(trained))
     torch.testing.assert_close(forward(saved), forward(trained), atol=1e-5, rtol=1e-5)
     assert (forward(saved) - before).abs().max() > 0.1
     assert not any(isinstance(module, Scaled) for module in saved.modules())
@@ -282,6 +287,27 @@ def test_a_multistep_scheduler_is_kept(tmp_path):
     generator.save_pretrained(tmp_path)
     assert type(DiTPipeline.from_pretrained(tmp_path).scheduler) is DPMSolverMultistepScheduler
     assert AutoGenerator.from_pretrained(tmp_path).fingerprint == generator.fingerprint
+
+
+@pytest.mark.parametrize("saved", ["ddim", "ddpm", "dpm++"])
+def test_what_a_scheduler_was_saved_as_changes_no_other(tmp_path, saved):
+    """Else two generators of one fingerprint, sampled alike, would make other images."""
+    generator = diffusion(sampling={"scheduler": saved, "steps": 4})
+    generator.save_pretrained(tmp_path)
+    loaded = AutoGenerator.from_pretrained(tmp_path)
+    edit(tmp_path / "scheduler/scheduler_config.json", use_karras_sigmas=True, timestep_spacing="trailing")
+    edited = AutoGenerator.from_pretrained(tmp_path)
+    for scheduler in ("ddim", "ddpm", "dpm++"):
+        sampling = DiffusionSampling(2.0, 4, scheduler)
+        images = [each.sample(LABELS, INDICES, sampling=sampling) for each in (generator, loaded, edited)]
+        assert torch.equal(images[0], images[1])
+        assert torch.equal(images[0], images[2])
+
+
+def test_parts_of_two_dtypes_are_refused():
+    made = parts()
+    with pytest.raises(ValueError, match="cast one of them"):
+        DiffusionGenerator(**made | {"vae": made["vae"].to(torch.bfloat16)}, class_names=NAMES)
 
 
 def test_reconstruction_keeps_shape_and_bytes():

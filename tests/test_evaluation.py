@@ -477,13 +477,13 @@ def test_reports_share_their_references(tmp_path):
 
 def test_critics_are_trained_once_for_many_generators(monkeypatch):
     trained = []
-    fit = quality.fit_classifier
-    monkeypatch.setattr(quality, "fit_classifier", lambda *args: trained.append(1) or fit(*args))
+    fit = quality.Critics._trained
+    monkeypatch.setattr(quality.Critics, "_trained", lambda self, i: trained.append(i) or fit(self, i))
     options = NO_PROBLEM | {"real": toy(), "quality": True, "with_baselines": False}
     test = toy(seed=1)
     for _ in range(3):
         evaluate(Stub(), test, ipc=2, **options)
-    assert len(trained) == 2
+    assert trained == [0, 1]
 
 
 def test_an_autoencoders_reconstruction_is_judged():

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from conftest import Client
 
-from hf_gdd import GlobalLocalTrainer, ImageTensors
+from hf_gdd import DiffusionMemoryTrainer, GlobalLocalTrainer, ImageTensors
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
 from hf_gdd.progress import Interrupted
@@ -69,6 +69,25 @@ def test_processes_stay_together(pair, tmp_path):
     assert [record["step"] for record in records] == [2, 4, 6, 8]
     resumed = trainer(tmp_path / "run").fit()  # one process reads what two have written
     assert resumed.class_names == tuple("0123456789")
+
+
+SMALL = {"width": 16, "depth": 2, "heads": 2, "vae_width": 4, "latent_channels": 2, "sampling_steps": 1, "log_every": 2}
+SMALL |= {"vae_batch_size": 8, "dit_batch_size": 8, "tune_batch_size": 8, "max_steps": 4}
+
+
+def train_diffusion(folder):
+    data = ImageTensors.from_dataset("digits").subset(10, 0)
+    run = DiffusionMemoryTrainer(data, preset="tiny", output_dir=folder, **SMALL)
+    run.fit()
+    state = [*run.transformer.parameters(), *run.vae.parameters(), *run.trained["tune"]]
+    state += [run.parts[memory].rows for memory in ("real", "generated")]
+    one, other = everywhere(torch.nn.utils.parameters_to_vector([tensor.detach() for tensor in state]))
+    assert torch.equal(one, other)
+    assert int(run.parts["generated"].held.sum()) == 4 * 8  # the latents of both processes
+
+
+def test_memories_take_in_the_whole_batch(pair, tmp_path):
+    on_two(pair, train_diffusion, tmp_path / "run")
 
 
 def gradients(folder):

@@ -9,9 +9,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from diffusers import DiTPipeline
+from kinds import parts
 from PIL import Image
 
 from hf_gdd import AutoGenerator, classifiers
+from hf_gdd.imagenet import SUBSETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -67,6 +70,18 @@ def test_the_python_use(short_recipes, tmp_path, capsys):
     assert "random-real IPC 10" in capsys.readouterr().out
     batch = next(iter(scope["stream"]))
     assert batch["image"].shape[1:] == (3, 32, 32)
+
+
+def test_a_stock_pipeline(short_recipes, tmp_path):
+    pipeline = DiTPipeline(**parts(shape=(3, 16, 16)))
+    pipeline.register_to_config(id2label={str(row): f"name {row}" for row in range(1000)})
+    pipeline.save_pretrained("stock")
+    text = code("The diffusion generator").replace("steps=50", "steps=2")
+    text = text.replace('"facebook/DiT-XL-2-256", revision="refs/pr/1", device="cuda"', '"stock"')
+    scope = {}
+    exec(text, scope)
+    assert scope["woof"].num_rows == 100
+    assert scope["woof"].features["label"].names[0] == SUBSETS["imagewoof"][0]
 
 
 def test_the_trainer_of_transformers(short_recipes, tmp_path):

@@ -41,5 +41,6 @@ class AutoGenerator:
 
         """
         folder, config, origin = resolve(repo_or_path, (*CLASSES, STOCK_PIPELINE), **place)
-        name = config["_class_name"].replace(STOCK_PIPELINE, "DiffusionGenerator")
+        name = config["_class_name"]
+        name = "DiffusionGenerator" if name == STOCK_PIPELINE else name
         return getattr(import_module(CLASSES[name]), name).load(folder, config, origin, dtype, device)

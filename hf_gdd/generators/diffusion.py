@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -20,30 +19,29 @@ from diffusers import (
     SchedulerMixin,
 )
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor, nn
 
 from hf_gdd.generators.base import DiffusionSampling, check_record
 from hf_gdd.generators.dit import NULL_CLASS
+from hf_gdd.generators.pipeline import SCHEDULE_FIELDS, noise_schedule, read_pipeline, stock_record
 from hf_gdd.generators.saved import DEFAULT_TILE, Model, SavedGenerator
-from hf_gdd.hub import (
-    CONFIG_NAME,
-    FORMAT_VERSION,
-    PIPELINE_NAME,
-    STOCK_PIPELINE,
-    LoadError,
-    check_files,
-    check_loaded,
-    forget_place,
-)
+from hf_gdd.hub import CONFIG_NAME, FORMAT_VERSION, STOCK_PIPELINE, forget_place
 from hf_gdd.imagenet import rows_of
 from hf_gdd.pixels import tanh_to_uint8, to_tanh
 from hf_gdd.rng import noise
 
-SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm++": DPMSolverMultistepScheduler}
-LARGE_TILE = 32  # of images above 64 px, whose decoder fills the memory of most GPUs otherwise
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-MAX_LATENT, MAX_WIDTH, MAX_DEPTH = 256, 8192, 128
+# How each steps, wherever the model is from: only the noise schedule is its own. `ddpm` has the papers' spacing.
+STEPPERS = {
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
+    "ddpm": (DDPMScheduler, {"clip_sample": False, "timestep_spacing": "linspace"}),
+    "dpm++": (DPMSolverMultistepScheduler, {}),
+}
+SMALL_TILE = 32  # on a CPU, and of images above 64 px, whose decoder would fill the memory of most GPUs
+# What decides pixels beside the weights; what else a config holds may change with the version of diffusers.
+TRANSFORMER_FIELDS = ("num_attention_heads", "attention_head_dim", "patch_size", "sample_size", "in_channels")
+TRANSFORMER_FIELDS += ("activation_fn", "norm_eps", "upcast_attention")
+VAE_FIELDS = ("norm_num_groups", "act_fn", "scaling_factor", "layers_per_block", "block_out_channels")
+VAE_FIELDS += ("down_block_types", "up_block_types", "mid_block_add_attention")
 
 
 class DiffusionGenerator(SavedGenerator, ConfigMixin):
@@ -52,7 +50,7 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
     Args:
         transformer: predicts the noise, and maybe its variance, of latents given step and class.
         vae: decodes latents, divided by its `scaling_factor`, to images in [-1, 1].
-        scheduler: whose config holds the noise schedule.
+        scheduler: whose noise schedule is taken over, and nothing else.
         class_names: in the order of the labels.
         class_rows: the number by which the transformer knows each class; 0, 1, ... if None.
         known_classes: what the transformer calls each of its classes, for a stock pipeline; `class_names` if None.
@@ -92,8 +90,8 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
         image_shape: tuple[int, int, int] | None = None,
         format_version: int = FORMAT_VERSION,
     ) -> None:
-        self.transformer, self.vae, self.scheduler = transformer.eval(), vae.eval(), scheduler
-        _check_parts(transformer, vae, scheduler)
+        _check_parts(transformer, vae)
+        self.transformer, self.vae, self.scheduler = transformer.eval(), vae.eval(), noise_schedule(scheduler.config)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         side = transformer.config.sample_size * self.factor
         made = (vae.config.out_channels, side, side)
@@ -123,14 +121,16 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Class, shape, rows, the scale of latents and the noise schedule."""
-        schedule = tuple(round(float(x), 6) for x in self.scheduler.alphas_cumprod)
-        return *super().kind, tuple(self.rows.tolist()), self.vae.config.scaling_factor, schedule
+        """Class, shape, rows, what the parts' configs decide, and the noise schedule."""
+        fields = [(self.transformer.config, TRANSFORMER_FIELDS), (self.vae.config, VAE_FIELDS)]
+        settings = [(name, config.get(name)) for config, names in fields for name in names]
+        schedule = [round(float(x), 6) for x in self.scheduler.alphas_cumprod]
+        return *super().kind, json.dumps([self.rows.tolist(), settings, schedule])
 
     @property
     def tile(self) -> int:
         """How many images are made at a time, always as many on one device type."""
-        return LARGE_TILE if self.device.type == "cpu" or self.image_shape[-1] > 64 else DEFAULT_TILE
+        return SMALL_TILE if self.device.type == "cpu" or self.image_shape[-1] > 64 else DEFAULT_TILE
 
     # What it makes.
 
@@ -165,10 +165,8 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
         return predicted, spread if spread.shape[1] else None
 
     def _scheduler(self, sampling: DiffusionSampling) -> SchedulerMixin:
-        options = {"clip_sample": False}
-        if sampling.scheduler == "ddpm":  # the respacing of the papers' code
-            options |= {"timestep_spacing": "linspace", "variance_type": "fixed_small"}
-        return SCHEDULERS[sampling.scheduler].from_config(self.scheduler.config, **options)
+        kind, options = STEPPERS[sampling.scheduler]
+        return kind(**{name: self.scheduler.config[name] for name in SCHEDULE_FIELDS}, **options)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1] of scaled latents."""
@@ -187,12 +185,12 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
 
     def write(self, folder: Path, max_shard_size: str) -> None:
         """Write a pipeline that `DiTPipeline.from_pretrained` loads, and our config beside it."""
+        self.save_config(folder)  # first, so that a kill leaves no pipeline without a record
         names = self.config.known_classes or dict(zip(self.config.class_rows, self.class_names, strict=True))
         pipeline = DiTPipeline(self.transformer, self.vae, self._scheduler(self.sampling))
         # diffusers itself forgets the labels: only what is registered is written.
         pipeline.register_to_config(id2label={str(row): name for row, name in names.items()})
         pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
-        self.save_config(folder)
         for path in (folder, folder / "transformer", folder / "vae"):
             forget_place(path)
 
@@ -204,15 +202,10 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
     @classmethod
     def read(cls: type[Model], folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
         """See `SavedGenerator.read`; `config` may be that of a stock pipeline, which then keeps all its classes."""
-        index = _read_index(folder)
-        parts = {
-            "transformer": _read_part(DiTTransformer2DModel, folder / "transformer", dtype),
-            "vae": _read_part(AutoencoderKL, folder / "vae", dtype),
-            "scheduler": _read_scheduler(folder, index),
-        }
+        index, parts = read_pipeline(folder, dtype)
         if config["_class_name"] == cls.__name__:
             return cls(**parts, **{name: value for name, value in config.items() if name in cls._record()})
-        return cls(**parts, **_stock_record(index, parts["vae"], parts["scheduler"]))
+        return cls(**parts, **stock_record(index, parts["vae"]))
 
     @classmethod
     def _record(cls) -> set[str]:
@@ -235,7 +228,13 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
         record |= {"class_names": tuple(class_names or classes), "class_rows": rows_of(classes, known)}
         known = {str(row): name for row, name in known.items()}
         parts = {name: getattr(self, name) for name in self.ignore_for_config}
-        return DiffusionGenerator(**parts, known_classes=known, **record)
+        selected = DiffusionGenerator(**parts, known_classes=known, **record)
+        selected.origin = self.origin
+        return selected
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "DiffusionGenerator":
+        """Itself, after a move, as of any torch module."""
+        return self.place(device, dtype)
 
     def place(self: Model, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
         """See `SavedGenerator.place`."""
@@ -273,7 +272,7 @@ def ancestral_step(
     return mean + (log_variance / 2).exp() * drawn
 
 
-def _check_parts(transformer: DiTTransformer2DModel, vae: AutoencoderKL, scheduler: SchedulerMixin) -> None:
+def _check_parts(transformer: DiTTransformer2DModel, vae: AutoencoderKL) -> None:
     inside, outside = transformer.config, vae.config
     if inside.in_channels != outside.latent_channels:
         raise ValueError(
@@ -287,92 +286,5 @@ def _check_parts(transformer: DiTTransformer2DModel, vae: AutoencoderKL, schedul
             f"The transformer has {inside.num_embeds_ada_norm} classes; a DiTPipeline takes class {NULL_CLASS} for no "
             f"label, so it must have {NULL_CLASS}, used or not."
         )
-    if scheduler.config.get("prediction_type", "epsilon") != "epsilon":
-        raise ValueError(f"The model predicts {scheduler.config.prediction_type!r}, not the noise ('epsilon').")
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    """The parts of a pipeline, each of a class that may be loaded.
-
-    Raises:
-        LoadError: another pipeline than a DiTPipeline, or a part of another class.
-
-    """
-    path = folder / PIPELINE_NAME
-    allowed = {"transformer": {"DiTTransformer2DModel"}, "vae": {"AutoencoderKL"}}
-    allowed["scheduler"] = {member.name for member in KarrasDiffusionSchedulers}
-    try:
-        index = json.loads(path.read_text())
-        names = {part: tuple(index[part]) for part in allowed}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LoadError(f"{path} is not the index of a DiTPipeline ({error!r}). Fetch or save it again.") from error
-    for part, (library, name) in names.items():
-        if library != "diffusers" or name not in allowed[part]:
-            raise LoadError(
-                f"{path} asks for {library}.{name} as {part}; a diffusion generator has one of "
-                f"{', '.join(sorted(allowed[part]))}, of diffusers. Is it another kind of pipeline?"
-            )
-    return index
-
-
-def _read_part(part_class: type, folder: Path, dtype: torch.dtype | None) -> Any:
-    check_files(folder)
-    _check_sizes(folder / CONFIG_NAME, part_class.__name__)
-    part, info = part_class.from_pretrained(
-        folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
-    )
-    check_loaded(part, info, folder)
-    return part
-
-
-def _check_sizes(path: Path, name: str) -> None:
-    """Refuse a config that names another class, or asks for sizes that no image model has, before anything is built."""
-    try:
-        config = json.loads(path.read_text())
-        found = config.get("_class_name")
-        sizes = {
-            MAX_LATENT: [config.get("sample_size", 32), config.get("patch_size", 2), config.get("latent_channels", 4)],
-            MAX_DEPTH: [config.get("num_layers", 1), config.get("layers_per_block", 1), config.get("in_channels", 1)],
-            MAX_WIDTH: [
-                config.get("num_attention_heads", 1) * config.get("attention_head_dim", 1),
-                *config.get("block_out_channels", []),
-                config.get("num_embeds_ada_norm", 1),
-            ],
-        }
-        if name == "AutoencoderKL":
-            sizes[MAX_LATENT] = sizes[MAX_LATENT][2:]
-            sizes[MAX_DEPTH].append(len(config["block_out_channels"]) * 8)
-        absurd = [size for limit, found_sizes in sizes.items() for size in found_sizes if not 1 <= size <= limit]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LoadError(f"{path} is not the config of a {name} ({error!r}). Fetch or save it again.") from error
-    if found != name:
-        raise LoadError(f"{path} describes a {found!r}, not a {name}. Fetch or save it again.")
-    if "quantization_config" in config:
-        raise LoadError(f"{path} asks for a quantiser, which no generator of this library has. Is it another's?")
-    if absurd:
-        raise LoadError(f"{path} asks for a size of {absurd[0]:,}, which no {name} for images has.")
-
-
-def _read_scheduler(folder: Path, index: Mapping[str, Any]) -> SchedulerMixin:
-    return getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler", local_files_only=True)
-
-
-def _stock_record(index: Mapping[str, Any], vae: AutoencoderKL, scheduler: SchedulerMixin) -> dict[str, Any]:
-    """What a stock pipeline says of its classes; the statistics are those of ImageNet, on which DiTs are trained."""
-    known = {str(row): name for row, name in (index.get("id2label") or {}).items()}
-    known = known or {str(row): f"class {row}" for row in range(NULL_CLASS)}
-    rows = sorted(map(int, known))
-    names = {kind: name for name, kind in SCHEDULERS.items()}
-    statistics = IMAGENET if vae.config.out_channels == 3 else {}
-    return {
-        "class_names": _unique([known[str(row)] for row in rows], rows),
-        "class_rows": tuple(rows),
-        "known_classes": known,
-        "sampling": {"scheduler": names.get(type(scheduler), "ddim")},
-        **statistics,
-    }
-
-
-def _unique(names: list[str], rows: list[int]) -> tuple[str, ...]:
-    """Names in order; two classes of one name, of which ImageNet has some, get their numbers."""
-    return tuple(name if names.count(name) == 1 else f"{name} ({row})" for name, row in zip(names, rows, strict=True))
+    if transformer.dtype != vae.dtype:
+        raise ValueError(f"The transformer is {transformer.dtype} and the autoencoder {vae.dtype}: cast one of them.")

@@ -98,9 +98,8 @@ def for_training(transformer: DiTTransformer2DModel, scaled: bool) -> DiTTransfo
     return transformer
 
 
-def for_saving(trained: DiTTransformer2DModel) -> DiTTransformer2DModel:
-    """The stock model that computes what `trained` does: an embedder for each block, factors folded into weights."""
-    transformer = deepcopy(trained)
+def for_saving(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel:
+    """Turn it into the stock model that computes the same: an embedder for each block, factors folded into weights."""
     for parent in list(transformer.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Scaled):

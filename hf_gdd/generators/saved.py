@@ -290,7 +290,7 @@ class SavedGenerator:
             raise LoadError(
                 f"The generator in {folder} could not be loaded: {error} Fetch or save it again."
             ) from error
-        if config.get("fingerprint", model.fingerprint) != model.fingerprint:
+        if "fingerprint" in config and config["fingerprint"] != model.fingerprint:
             raise LoadError(
                 f"The weights in {folder} are not those that {CONFIG_NAME} names by their fingerprint: they were "
                 "changed or damaged after they were saved. Fetch or save them again."

@@ -1,5 +1,7 @@
 """The autoencoder whose latents are denoised: a small one from scratch, its loss, and a data set's latents."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -32,7 +34,7 @@ def small_autoencoder(shape: tuple[int, int, int], *, width: int, levels: int, c
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(width << level for level in range(levels)),
         latent_channels=channels,
-        norm_num_groups=min(width // 2, 32) or 1,
+        norm_num_groups=math.gcd(width, 32),
         sample_size=side,
     )
 
@@ -60,6 +62,7 @@ class Latents:
     Attributes:
         mean: [F, N, c, h, w], F 1 or 2.
         deviation: likewise.
+        labels: [N], on the same device.
         scale: that brings all of them to a deviation of 1 together.
 
     """
@@ -75,6 +78,7 @@ class Latents:
                 deviations.append(posterior.std.float())
         shape = (1 + flip, len(data), *means[0].shape[1:])
         self.mean, self.deviation = torch.cat(means).view(shape), torch.cat(deviations).view(shape)
+        self.labels = data.labels.to(self.mean.device)
         self.scale = 1 / float((self.mean.var() + self.deviation.square().mean()).sqrt())
 
     @property

@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hf_gdd.card import union
 from hf_gdd.generators.diffusion import DiffusionGenerator
-from hf_gdd.generators.dit import for_saving, for_training, null_labels, small_transformer, tuned_parameters
+from hf_gdd.generators.dit import NULL_CLASS, for_saving, for_training, null_labels, small_transformer, tuned_parameters
 from hf_gdd.losses import diversity_loss, gradient_shares, representativeness_loss, variance_bound
 from hf_gdd.memory import ClassMemory
 from hf_gdd.pictures import image_grid
@@ -25,9 +26,33 @@ from hf_gdd.training import Trainer
 VAE, DIT, TUNE = "vae", "dit", "tune"
 # What shapes the first stages: a run may start from another's only if these are equal.
 FIRST_SETTINGS = ("seed", "vae_width", "vae_levels", "latent_channels", "kl_weight", "width", "depth", "heads")
-FIRST_SETTINGS += ("patch_size", "flip", "label_dropout", "ema_decay", "tuning")
+FIRST_SETTINGS += ("patch_size", "flip", "label_dropout", "ema_decay", "tuning", "mixed_precision")
 FIRST_STATE = ("vae", "transformer", "average_dit", "random", "batches")
 FIRST_LENGTH = tuple(f"{stage}_{name}" for stage in (VAE, DIT) for name in ("epochs", "batch_size", "lr"))
+
+
+class Base:
+    """The pretrained model of a run: its weights are not in the checkpoints, so that none may go on with another."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def state_dict(self) -> dict[str, str]:
+        """The model's fingerprint."""
+        return {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Refuse to go on from the checkpoint of another model.
+
+        Raises:
+            ValueError: it is of another.
+
+        """
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                "The pretrained model is no longer the one this run began with: pin it by pretrained_revision, or "
+                "choose another output_dir."
+            )
 
 
 class DiffusionMemoryTrainer(Trainer):
@@ -69,6 +94,7 @@ class DiffusionMemoryTrainer(Trainer):
         optimizers = {TUNE: torch.optim.AdamW(self.trained[TUNE], lr=config.tune_lr, weight_decay=0.0)}
         if config.pretrained:
             tracked["tuned"] = self.trained[TUNE]  # the rest of a large model stays as it is: not worth saving
+            tracked["base"] = Base(self.model.fingerprint)
         else:
             self.trained |= {VAE: nn.ParameterList(self.vae.parameters()), DIT: self._of(self.transformer, DIT)}
             tracked |= {"vae": self.vae, "transformer": self.transformer, "average_dit": self._average(DIT)}
@@ -84,13 +110,18 @@ class DiffusionMemoryTrainer(Trainer):
         return nn.ParameterList(tuned_parameters(transformer, self.config.tuning if stage == TUNE else "full"))
 
     def _average(self, stage: str) -> AveragedModel:
-        return AveragedModel(self.trained[stage], multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
+        average = AveragedModel(self.trained[stage], multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
+        average.n_averaged.fill_(1)  # it begins with these weights; torch's own begins with those of the first step
+        return average
 
     def _build(self) -> None:
         """The networks and the noise schedule, and the rows of the label table that stand for our classes."""
         config, data = self.config, self.data
+        if data.num_classes > NULL_CLASS:
+            raise ValueError(f"{data.source} has {data.num_classes} classes; a DiTPipeline takes {NULL_CLASS} at most.")
         if config.pretrained:
-            model = DiffusionGenerator.from_pretrained(config.pretrained, revision=config.pretrained_revision)
+            revision, _ = config.base
+            model = DiffusionGenerator.from_pretrained(config.pretrained, revision=revision, dtype="float32")
             if model.image_shape != data.shape:
                 raise ValueError(
                     f"{config.pretrained} makes images {model.image_shape}, but those of {data.source} are "
@@ -138,9 +169,8 @@ class DiffusionMemoryTrainer(Trainer):
             for name in FIRST_STATE:
                 self.tracked[name].load_state_dict(state[name])
             self.latents = None
-        with torch.no_grad():
-            for parameter, value in zip(self.trained[DIT], self.parts["average_dit"].module, strict=True):
-                parameter.copy_(value)
+        copy(self.trained[DIT], self.parts["average_dit"].module)
+        copy(self.parts["average_tune"].module, self.trained[TUNE])
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
         """One step of the autoencoder or of the transformer."""
@@ -171,36 +201,30 @@ class DiffusionMemoryTrainer(Trainer):
     def denoise(self, indices: Tensor, stage: str) -> dict[str, Tensor]:
         """Make the transformer predict the noise in latents and, through it, latents like and unlike the memories."""
         clean, labels = self.draw(indices)
-        rows, shape = len(labels), clean.shape[1:]
-        steps, noise, hidden = (
-            self.steps(rows),
-            self.normal(rows, shape),
-            self.uniform(rows) < self.config.label_dropout,
-        )
-        noisy = self.noise_schedule.add_noise(clean, noise, steps)
+        steps, noise = self.steps(len(labels)), self.normal(len(labels), clean.shape[1:])
+        hidden = self.uniform(len(labels)) < self.config.label_dropout
+        alpha = self.alphas[steps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with self.autocast():
             given = null_labels(self.rows[labels], hidden)
             output = self.transformer(noisy, timestep=steps, class_labels=given).sample
         predicted, spread = output.float().tensor_split((clean.shape[1],), dim=1)
         terms = {"noise": F.mse_loss(predicted, noise)}
-        bound = torch.zeros((), device=self.device)
-        if spread.numel():  # a model need not have learned its variance
-            bound = variance_bound(predicted, spread, clean, noisy, steps, self.alphas)
-
         if remembering := stage == TUNE and any(self.config.weights.values()):
-            alpha = self.alphas[steps].view(-1, 1, 1, 1)
             restored = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
             whole = tuple(self.processes.gathered(part) for part in (restored, clean, labels))
             terms |= self.compare(whole[0], whole[2])
         shares = gradient_shares(terms, predicted) if self.logging and remembering else {}
+        if spread.numel():  # a model need not have learned its variance
+            terms["variance"] = variance_bound(predicted, spread, clean, noisy, steps, self.alphas)
 
-        self.update(self.trained[stage], self.parts[f"optimizer_{stage}"], sum(terms.values()) + bound)
+        self.update(self.trained[stage], self.parts[f"optimizer_{stage}"], sum(terms.values()))
         self.parts[f"average_{stage}"].update_parameters(self.trained[stage])
         if remembering:
             self.remember(*whole)
-            terms["memory_cosine"] = self.parts["generated"].mean_cosine() if self.logging else None
-        terms |= {"variance": bound} | {f"share/{name}": share for name, share in shares.items()}
-        return {name: value for name, value in terms.items() if value is not None}
+            if self.logging:
+                terms["memory_cosine"] = self.parts["generated"].mean_cosine()
+        return terms | {f"share/{name}": share for name, share in shares.items()}
 
     def compare(self, restored: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The weighted memory terms of predicted clean latents: like the real ones, unlike the generated ones."""
@@ -231,7 +255,7 @@ class DiffusionMemoryTrainer(Trainer):
         rows = indices.to(self.device)
         drawn = self.normal(len(rows), latents.shape)
         scaled = latents.draw(rows, self.uniform(len(rows)), drawn) * self.vae.config.scaling_factor
-        return scaled, self.data.labels.to(self.device)[rows]
+        return scaled, latents.labels[rows]
 
     def steps(self, rows: int) -> Tensor:
         """Steps of the noise schedule."""
@@ -264,10 +288,7 @@ class DiffusionMemoryTrainer(Trainer):
         self._encoded()
         stage = TUNE if self.at.stage >= len(self.stages) - 1 else DIT
         transformer = deepcopy(self.transformer)
-        averaged = self.parts[f"average_{stage}"]
-        with torch.no_grad():
-            for parameter, value in zip(self._of(transformer, stage), averaged.module, strict=True):
-                parameter.copy_(value)
+        copy(self._of(transformer, stage), self.parts[f"average_{stage}"].module)
         names, rows = self.data.class_names, tuple(self.rows.tolist())
         return DiffusionGenerator(
             transformer=for_saving(transformer),
@@ -278,13 +299,20 @@ class DiffusionMemoryTrainer(Trainer):
             known_classes=self.model.config.known_classes if self.config.pretrained else None,
             mean=self.data.mean,
             std=self.data.std,
-            training=self._provenance() | {"source": self.data.source, "license": self.data.license},
+            training=self._provenance(),
             sampling=self.config.sampling.identity(),
         )
 
     def _provenance(self) -> dict[str, Any]:
-        """The settings that made the generator; of first stages from another run, that run's, without its place."""
-        return start_settings(self.config.identity(), self.config.start_from, FIRST_LENGTH)
+        """Settings, data and licences that made the generator; models and runs by what they are, not by their place."""
+        made = start_settings(self.config.identity(), self.config.start_from, FIRST_LENGTH)
+        licences = self.data.license
+        if self.config.pretrained:
+            made["pretrained"] = self.model.origin or f"a local model ({self.model.fingerprint[:12]})"
+            _, base = self.config.base
+            licences = union(licences, base or self.model.license)
+            licences = licences if len(licences) > 1 else next(iter(licences), None)
+        return made | {"source": self.data.source, "license": licences}
 
     def picture(self) -> Any:
         """Samples; while the autoencoder is trained, images and under them what it makes of them."""
@@ -294,3 +322,10 @@ class DiffusionMemoryTrainer(Trainer):
         with torch.no_grad():
             restored = tanh_to_uint8(self.vae(to_tanh(shown)).sample)
         return image_grid(torch.cat([shown, restored]), len(shown), ("real", "restored"))
+
+
+@torch.no_grad()
+def copy(parameters: nn.ParameterList, values: nn.ParameterList) -> None:
+    """Give parameters the values of others."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -7,6 +7,9 @@ from typing import Any, Literal
 from hf_gdd.generators.base import DiffusionSampling
 from hf_gdd.settings import TrainingConfig, require_positive
 
+# Revision and licence; the main branches of these hold pickles only.
+PUBLISHED = {"facebook/DiT-XL-2-256": ("refs/pr/1", "cc-by-nc-4.0")}
+
 
 @dataclass(frozen=True)
 class DiffusionMemoryConfig(TrainingConfig):
@@ -18,7 +21,8 @@ class DiffusionMemoryConfig(TrainingConfig):
         method: `self-adaptive` evicts the most redundant member of a memory, `minimax` the oldest; `dit` has no memory:
             the control of equal length that any gain must be measured against.
         pretrained: folder or repo id of a `DiTPipeline` to tune; None to train networks from scratch.
-        pretrained_revision: branch, tag or commit of that repo.
+        pretrained_revision: branch, tag or commit of that repo; for a model of `PUBLISHED` the one known to be safe.
+        pretrained_license: of that model, handed down beside the data set's; for a model of `PUBLISHED` its own.
         classes: which of the pretrained model's classes the data set's are, in order, by name or WordNet id; by the
             data set's own class names if empty.
         tuning: what the last stage trains: biases, label table and factors (`difffit`), or everything (`full`).
@@ -58,7 +62,8 @@ class DiffusionMemoryConfig(TrainingConfig):
     preset: Literal["paper", "lite", "tiny"] = "paper"
     method: Literal["self-adaptive", "minimax", "dit"] = "self-adaptive"
     pretrained: str | None = "facebook/DiT-XL-2-256"
-    pretrained_revision: str | None = "refs/pr/1"  # its main branch holds pickles only
+    pretrained_revision: str | None = None
+    pretrained_license: str | None = None
     classes: tuple[str, ...] = ()
     tuning: Literal["difffit", "full"] = "difffit"
     vae_width: int = 32
@@ -106,8 +111,8 @@ class DiffusionMemoryConfig(TrainingConfig):
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1).")
-        if self.width % self.heads or self.width % 2:
-            raise ValueError(f"width is {self.width}; it must be even and a multiple of heads, {self.heads}.")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width is {self.width}; it must be a multiple of 4 and of heads, {self.heads}.")
         if self.pretrained and self.start_from:
             raise ValueError("Pass pretrained or start_from, not both: each says where the first stages come from.")
         if self.classes and not self.pretrained:
@@ -124,6 +129,12 @@ class DiffusionMemoryConfig(TrainingConfig):
         """The weights of the memory terms that the method uses."""
         used = self.method != "dit"
         return {"real": self.real_weight * used, "generated": self.gen_weight * used}
+
+    @property
+    def base(self) -> tuple[str | None, str | None]:
+        """Revision and licence of the pretrained model, as far as known."""
+        revision, licence = PUBLISHED.get(self.pretrained, (None, None))
+        return self.pretrained_revision or revision, self.pretrained_license or licence
 
     @property
     def evict(self) -> str:
@@ -144,7 +155,6 @@ PRESETS = {
     "lite": DiffusionMemoryConfig(
         preset="lite",
         pretrained=None,
-        pretrained_revision=None,
         image_size=32,
         vae_width=16,
         vae_epochs=4,
@@ -162,7 +172,6 @@ PRESETS = {
     "tiny": DiffusionMemoryConfig(
         preset="tiny",
         pretrained=None,
-        pretrained_revision=None,
         vae_width=16,
         vae_levels=2,
         width=64,

@@ -32,7 +32,16 @@ from hf_gdd.training import Trainer
 
 GAN, MATCH = "gan", "match"
 # What shapes the first stage: a run may start from another's only if these are equal.
-GAN_SETTINGS = ("seed", "width", "noise_dim", "adversarial", "penalty_weight", "class_on_fakes", "ema_decay")
+GAN_SETTINGS = (
+    "seed",
+    "width",
+    "noise_dim",
+    "adversarial",
+    "penalty_weight",
+    "class_on_fakes",
+    "ema_decay",
+    "mixed_precision",
+)
 GAN_STATE = {"generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "random", "batches"}
 GAN_LENGTH = ("gan_epochs", "gan_batch_size", "gan_lr")
 
