@@ -9,28 +9,14 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from torch import nn
+from kinds import NAMES
+from kinds import gan as trained
 
 import hf_gdd.stream
 from hf_gdd import DistilledStream, GenerativeDistilledDataset, ImageTensors, load_distilled_dataset
 from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.hub import LoadError
-
-NAMES = ("zebra", "ant", "mole")
-
-
-def trained(seed=0, names=NAMES, shape=(1, 8, 8)):
-    """A generator whose BatchNorm statistics fit its weights, so that its images use the range of pixels."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        generator = ConditionalGANGenerator(names, shape, width=4)
-        norms = [module for module in generator.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.momentum = 1.0
-        with torch.no_grad():
-            generator.train()(generator.code(torch.arange(64) % len(names), torch.randn(64, 90)))
-    return generator.eval()
 
 
 class Stub:

@@ -207,6 +207,9 @@ def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatc
     refused(capsys, ["materialize", str(run)], "did you mean its subfolder 'generator'?")
     refused(capsys, ["materialize", generator, "--ipc", "0"], "error: ipc is 0; ask for at least 1")
     refused(capsys, ["materialize", generator, "--truncation", "5"], "error: truncation is 5.0")
+    refused(capsys, ["materialize", generator, "--steps", "5"], "error: This generator's sampling has no steps")
+    refused(capsys, ["materialize", generator, "--classes", "1"], "error: --classes chooses among those of a diffusion")
+    refused(capsys, ["distill", "--dataset", "digits", "--method", "magic"], "error: Unknown method 'magic'")
     evaluate = ["evaluate", generator, "--dataset", "digits", "--networks", "convnet1"]
     refused(capsys, ["evaluate", generator, "--dataset", str(tmp_path / "nowhere")], "error:", "nowhere")
     refused(capsys, [*evaluate, "--ipc", "-1"], "ipc is -1")

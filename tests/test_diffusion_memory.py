@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiTPipeline
 from kinds import diffusion, parts
 
-from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, DiffusionSampling, ImageTensors
+from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, DiffusionSampling, ImageTensors, classifiers
 from hf_gdd.cli import main
 from hf_gdd.generators.dit import NULL_CLASS
 from hf_gdd.imagenet import SUBSETS
@@ -517,6 +517,14 @@ def test_the_command_trains_and_repeats(tmp_path, monkeypatch, capsys):
     assert main(made) == 0
     assert main(["materialize", "again/generator", "--truncation", "0.5"]) == 2
     assert "has no truncation, but guidance, steps, scheduler" in capsys.readouterr().err
+    monkeypatch.setitem(classifiers.RECIPES, "tiny", classifiers.Recipe(max_steps=3))
+    judged = ["evaluate", "again/generator", "--dataset", "digits", "--ipc", "2", "--networks", "convnet1", "--n", "1"]
+    assert main([*judged, "--recipe", "tiny", "--quality", "--guidance", "1", "--steps", "1"]) == 0
+    report = capsys.readouterr().out
+    assert "guidance=1.0, steps=1, scheduler=dpm++" in report
+    assert "| reconstruction | - | 360 |" in report
+    assert main([*judged, "--classes", "unicorn"]) == 2
+    assert "'unicorn' is none of the model's classes" in capsys.readouterr().err
 
 
 def test_a_copy_of_a_trainers_generator_is_apart_from_it(tmp_path, first):
