@@ -150,6 +150,8 @@ class DiffusionMemoryConfig(TrainingConfig):
         return settings
 
 
+# In `tiny` the weight of the generated memory is the least at which coverage rises by five standard errors over `dit`,
+# paired over image seeds on held-out training images. Guidance costs coverage, so there is none.
 PRESETS = {
     "paper": DiffusionMemoryConfig(),
     "lite": DiffusionMemoryConfig(
@@ -182,7 +184,8 @@ PRESETS = {
         tune_batch_size=64,
         flip=False,
         ema_decay=0.99,
-        guidance=2.0,
+        gen_weight=0.24,
+        guidance=1.0,
         sampling_steps=20,
         scheduler="dpm++",
         checkpoint_every=250,
