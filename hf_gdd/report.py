@@ -239,6 +239,7 @@ class Report:
         for row in self.quality:
             cells = [row.name, "-" if row.ipc is None else str(row.ipc), f"{row.images:,}", row.network]
             lines.append(" | ".join([*cells, *(_spread(row.scores.get(score, ())) for score in scores)]))
+        lines = dict.fromkeys(lines)  # generators that share an autoencoder share its row
         return ["\n".join(f"| {line} |" for line in lines)]
 
     def _circumstances(self) -> str:

@@ -11,6 +11,7 @@ finished piece is kept in the output folder, and the same command goes on. The p
 """
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import nn
 
 from hf_gdd import DiffusionMemoryTrainer, ImageTensors, Recipe, Report, baselines, evaluate
 from hf_gdd.memory import ClassMemory
+from hf_gdd.report import RANDOM_REAL
 from hf_gdd.rng import Random
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -129,24 +131,35 @@ def memories(trainer: DiffusionMemoryTrainer, steps: int = 300, capacity: int = 
 
 
 def draw(report: Report, streams: dict[str, list[float]], path: Path) -> None:
-    """What the memories hold, and accuracy against coverage for every row."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    """What the memories hold, and accuracy and coverage of every row."""
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    left, *panels = figure.subplots(1, 4, width_ratios=(4, 3, 3, 3))
     for evict, course in streams.items():
         left.plot(course, label={"redundant": "self-adaptive", "oldest": "FIFO (Minimax)"}[evict])
     left.set(title="Real latents in a memory of 64", xlabel="steps of 64 images", ylabel="mean cosine of two members")
     left.legend()
-    for axis, ipc in ((middle, IPCS[1]), (right, IPCS[0])):
-        for row in report.quality:
-            results = [result for result in report.find(row.name, ipc=ipc) if row.ipc == ipc]
-            if results:
-                accuracy, std = 100 * results[0].mean, 100 * results[0].std
-                axis.errorbar(row.mean("coverage"), accuracy, yerr=std, fmt="o", capsize=3)
-                axis.annotate(
-                    row.name, (row.mean("coverage"), accuracy), xytext=(4, 3), textcoords="offset points", size=7
-                )
-        axis.set(title=f"IPC {ipc}", xlabel="coverage of the test images", ylabel="accuracy % (± over networks)")
-    figure.savefig(path, dpi=110)
+    names = [*METHODS, *SWEEP][::-1]
+    for axis, (score, ipc) in zip(panels, (("accuracy", 10), ("coverage", 10), ("accuracy", 50)), strict=True):
+        values = {name: spread(report, name, score, ipc) for name in [RANDOM_REAL, *names]}
+        for place, name in enumerate(names):
+            if values[name]:
+                mean, std = values[name]
+                axis.errorbar(mean, place, xerr=std, fmt="o", capsize=3, color="C0" if name in METHODS else "C7")
+        mean, std = values[RANDOM_REAL]
+        axis.set(title=f"{score}, IPC {ipc}", xlabel=f"± over networks\nrandom-real: {mean:.3g} ± {std:.1g}")
+        axis.set_yticks(range(len(names)), names if axis is panels[0] else [""] * len(names))
+        axis.set_ylim(-0.5, len(names) - 0.5)
+        axis.grid(axis="x", alpha=0.4)
+    figure.savefig(path, dpi=100)
+
+
+def spread(report: Report, name: str, score: str, ipc: int) -> tuple[float, float] | None:
+    """Mean and deviation over networks, accuracy in %; None where there is no such row."""
+    if score == "accuracy":
+        found = [result.accuracies for result in report.find(name, ipc=ipc)]
+        return (100 * statistics.fmean(found[0]), 100 * statistics.stdev(found[0])) if found else None
+    found = [row.scores[score] for row in report.quality if (row.name, row.ipc) == (name, ipc)]
+    return (statistics.fmean(found[0]), statistics.stdev(found[0])) if found else None
 
 
 if __name__ == "__main__":
