@@ -23,7 +23,7 @@ from hf_gdd.quality import Critics, critics
 
 METHODS = ("dit", "minimax", "self-adaptive")  # two that share the first one's networks
 IPCS = (10, 50)
-IMAGE_SEEDS = 8
+IMAGE_SEEDS = 24
 
 
 def main(output_dir: Path = Path("runs/diffusion-digits"), seed: int = 0, n: int = 3) -> None:
