@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -490,8 +491,11 @@ def test_an_autoencoders_reconstruction_is_judged():
     generator = Stub()
     generator.reconstruct = lambda images: images
     options = NO_PROBLEM | {"real": toy(), "quality": True, "recipe": Recipe(max_steps=40, lr=0.05)}
-    rows = {row.name: row for row in evaluate(generator, toy(seed=1), ipc=2, **options).quality}
+    report = evaluate(generator, toy(seed=1), ipc=2, **options)
+    rows = {row.name: row for row in report.quality}
     assert rows["reconstruction"].scores == rows["test images"].scores
+    other = replace(report, results=(), quality=tuple(replace(row, generator="e" * 64) for row in report.quality))
+    assert Report.merge([report, other]).markdown().count("| reconstruction |") == 1
 
 
 def test_quality_needs_the_real_set():

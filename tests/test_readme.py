@@ -90,12 +90,14 @@ def test_the_trainer_of_transformers(short_recipes, tmp_path):
     exec(text.replace("me/digits-gdd", str(ROOT / "model_cards/digits")), {})
 
 
-def test_the_published_generator_is_the_one_in_the_table():
-    generator = AutoGenerator.from_pretrained(ROOT / "model_cards/digits")
-    table, _, _ = generator.report.markdown().partition("\n\n")
-    assert table in README
-    card = (ROOT / "model_cards/digits/README.md").read_text()
-    assert table in card
+@pytest.mark.parametrize("name", ["digits", "digits-memory"])
+def test_the_published_generator_is_the_one_in_the_table(name):
+    generator = AutoGenerator.from_pretrained(ROOT / "model_cards" / name)
+    tables = [part for part in generator.report.markdown().split("\n\n") if part.startswith("|")]
+    card = (ROOT / "model_cards" / name / "README.md").read_text()
+    for table in tables:
+        assert table in README
+        assert table in card
     scope = {}
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("model_cards", f"{ROOT}/model_cards"), scope)
     assert len(scope["train"]) == 100

@@ -150,8 +150,8 @@ class DiffusionMemoryConfig(TrainingConfig):
         return settings
 
 
-# In `tiny` both memories weigh ten times what was published, where they have but a tenth of the gradient. Guidance costs
-# coverage of held-out images, so there is none.
+# In `tiny` both memories weigh ten times what was published, where they have but a tenth of the gradient. There is no
+# guidance, which costs coverage of held-out images.
 PRESETS = {
     "paper": DiffusionMemoryConfig(),
     "lite": DiffusionMemoryConfig(
