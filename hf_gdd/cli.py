@@ -189,7 +189,7 @@ class Evaluate:
     """Train networks on a generator's images, or on a distilled data set, and test them on real images.
 
     Prints one table with random real subsets of the same IPC and the full data, and writes it to report.json, in the
-    generator's own folder if it is a local one.
+    generator's own folder if it is a local one, where it replaces what was there.
 
     Attributes:
         source: folder or Hub repo id of a generator, or the folder of a distilled data set.
@@ -239,7 +239,8 @@ class Evaluate:
     def __call__(self) -> None:
         """Evaluate, print the table, write the report."""
         folder = Path(self.source)
-        output = Path(self.output) if self.output else (folder if folder.is_dir() else Path()) / "report.json"
+        its_own = folder.is_dir() and not self.classes  # a choice of classes is another generator
+        output = Path(self.output) if self.output else (folder if its_own else Path()) / "report.json"
         if output.is_dir() or not output.parent.is_dir():
             raise ValueError(f"--output {output} is no file in a folder that exists: choose another.")
         is_generator = any((folder / name).is_file() for name in (CONFIG_NAME, PIPELINE_NAME)) or not folder.is_dir()

@@ -96,6 +96,8 @@ def _download(
         except (errors.RemoteEntryNotFoundError, errors.LocalEntryNotFoundError) as absent:
             with contextlib.suppress(errors.EntryNotFoundError):
                 if instead is not None:
+                    if isinstance(absent, errors.LocalEntryNotFoundError):  # no network: what is cached, at once
+                        fetch |= {"local_files_only": True}
                     return hf_hub_download(repo, instead, revision=revision, **fetch)
             raise absent
     except errors.HFValidationError as error:

@@ -424,6 +424,7 @@ def test_more_classes_than_a_pipeline_has_are_refused_at_once(tmp_path):
         ("'ten' is none of", {"classes": (*"012345678", "ten")}),
         ("2 classes are named", {"classes": ("0", "1")}),
         ("pass image_size=8", {"image_size": 16, "data": "digits"}),
+        ("convert the images", {"data": replace(DIGITS, images=DIGITS.images.repeat(1, 3, 1, 1))}),
     ],
 )
 def test_a_pretrained_model_that_does_not_fit_is_refused(tmp_path, pretrained, words, overrides):
@@ -523,8 +524,14 @@ def test_the_command_trains_and_repeats(tmp_path, monkeypatch, capsys):
     report = capsys.readouterr().out
     assert "guidance=1.0, steps=1, scheduler=dpm++" in report
     assert "| reconstruction | - | 360 |" in report
-    assert main([*judged, "--classes", "unicorn"]) == 2
+    assert main([*judged, "--classes", *"012345678", "unicorn"]) == 2
     assert "'unicorn' is none of the model's classes" in capsys.readouterr().err
+    assert main([*judged, "--classes", "1"]) == 2
+    assert "1 classes are chosen for the 10" in capsys.readouterr().err
+    before = (tmp_path / "again/generator/report.json").read_text()
+    assert main([*judged, "--recipe", "tiny", "--steps", "1", "--classes", *"9876543210"]) == 0
+    assert (tmp_path / "again/generator/report.json").read_text() == before
+    assert (tmp_path / "report.json").is_file()
 
 
 def test_a_copy_of_a_trainers_generator_is_apart_from_it(tmp_path, first):

@@ -219,9 +219,11 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
             class_names: what to call them from now on; `classes` if None.
 
         Raises:
-            ValueError: the model does not know a class.
+            ValueError: the model does not know a class, or another number of names is given.
 
         """
+        if class_names is not None and len(classes) != len(class_names):
+            raise ValueError(f"{len(classes)} classes are chosen for the {len(class_names)} of the data set.")
         known = self.config.known_classes or dict(zip(self.config.class_rows, self.class_names, strict=True))
         known = {int(row): name for row, name in known.items()}
         record = {name: self.config[name] for name in ("mean", "std", "training", "sampling")}

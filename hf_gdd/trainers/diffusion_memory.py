@@ -123,9 +123,12 @@ class DiffusionMemoryTrainer(Trainer):
             revision, _ = config.base
             model = DiffusionGenerator.from_pretrained(config.pretrained, revision=revision, dtype="float32")
             if model.image_shape != data.shape:
+                remedy = f"pass image_size={model.image_shape[-1]}"
+                if model.image_shape[0] != data.shape[0]:
+                    remedy = "convert the images to its channels, or choose another model"
                 raise ValueError(
                     f"{config.pretrained} makes images {model.image_shape}, but those of {data.source} are "
-                    f"{data.shape}: pass image_size={model.image_shape[-1]}."
+                    f"{data.shape} (channels, height, width): {remedy}."
                 )
             chosen = config.classes or data.class_names
             if len(chosen) != data.num_classes:
