@@ -159,11 +159,17 @@ class Augment:
     scale and rotate, the same one for the whole call; cutout. Source: the composition of
     the public DiM code (Gu et al., 2023).
 
+    Attributes:
+        policy: the operations.
+        single: apply only one of those listed, `color` counting as one, the same one for the whole call; that is DSA
+            as first published.
+
     Raises:
         ValueError: the policy names an unknown operation.
     """
 
     policy: str
+    single: bool = False
     of_unit: ClassVar[bool] = False  # it takes normalised images
 
     def __post_init__(self) -> None:
@@ -190,11 +196,12 @@ class Augment:
         if len(draw) not in (1, len(x)):
             raise ValueError(f"a draw needs 1 or {len(x)} rows for {len(x)} images, got {len(draw)}.")
         listed = self._listed()
+        if self.single:
+            return _apply_one(listed, x, draw)
         if "flip" in listed:
             x = _apply("flip", x, draw)
         if "color" in listed:
-            for name in _COLOR:
-                x = _apply(name, x, draw)
+            x = _apply("color", x, draw)
         x = _apply_one([name for name in _GEOMETRIC if name in listed], x, draw)
         if "cutout" in listed:
             x = _apply("cutout", x, draw)
@@ -211,6 +218,10 @@ def _require_known(names: Iterable[str]) -> None:
 
 
 def _apply(name: str, x: Tensor, draw: Tensor) -> Tensor:
+    if name == "color":
+        for part in _COLOR:
+            x = _apply(part, x, draw)
+        return x
     operation, columns = _OPERATIONS[name]
     return operation(x, draw[:, columns])
 
@@ -219,9 +230,11 @@ def _apply_one(names: list[str], x: Tensor, draw: Tensor) -> Tensor:
     """Apply the drawn one of the named operations."""
     if not names:
         return x
+    choice = (draw[:, _CHOICE] * len(names)).long()
+    if x.device.type == "cpu":
+        return _apply(names[int(choice[0])], x, draw)
     # All are computed and one is kept: reading the choice on the host would stall the device on every step.
-    choice = (draw[:, _CHOICE] * len(names)).long().view(-1, 1, 1, 1)
     result = _apply(names[0], x, draw)
     for index, name in enumerate(names[1:], start=1):
-        result = torch.where(choice == index, _apply(name, x, draw), result)
+        result = torch.where((choice == index).view(-1, 1, 1, 1), _apply(name, x, draw), result)
     return result

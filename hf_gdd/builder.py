@@ -110,10 +110,8 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
 
 
 def _features(generator: Generator) -> datasets.Features:
-    columns = features(generator.class_names)
-    if generator.soft_labels(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)) is not None:
-        columns["soft_label"] = datasets.List(datasets.Value("float16"), length=generator.num_classes)
-    return columns
+    first = torch.zeros(1, dtype=torch.int64)
+    return features(generator.class_names, soft=generator.soft_labels(first, first) is not None)
 
 
 def load_distilled_dataset(

@@ -14,6 +14,7 @@ TEMPLATE = Path(__file__).parent / "card.md.jinja"
 # On arXiv.
 PAPERS = {"global-local": "2404.17732", "dim": "2303.04707"}
 PAPERS |= {"self-adaptive": "2505.19469", "minimax": "2311.15529", "dit": "2212.09748"}
+PAPERS |= {"prediction-matching": "2312.08912"}
 _SOURCE = re.compile(r"(?P<name>.+?)(@(?P<revision>\w+))?(:(?P<split>[^: ]+))?( \(\w+\))?")
 
 
@@ -22,7 +23,7 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
 
     Args:
         repo: what `load_distilled_dataset` is to be given, a repo id or a folder.
-        config: of the generator: class_names, image_shape and training.
+        config: of the generator: class_names, image_shape and training; of a bank also ipc and teacher.
         report: what it is worth, if it was evaluated.
 
     """
@@ -50,6 +51,8 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         method=method,
         pipeline_class=_pipeline_class(config),
         paper=PAPERS.get(method),
+        held=config.get("ipc"),
+        soft=config.get("teacher"),
         class_names=config["class_names"],
         size=f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}",
         table=report.markdown() if report else None,

@@ -25,6 +25,7 @@ from hf_gdd.runs import read_run
 from hf_gdd.settings import TrainingConfig
 from hf_gdd.trainers.diffusion_memory_config import DiffusionMemoryConfig
 from hf_gdd.trainers.global_local_config import GlobalLocalConfig
+from hf_gdd.trainers.prediction_matching_config import PredictionMatchingConfig
 from hf_gdd.training import Trainer
 from hf_gdd.upload import PushError
 
@@ -41,6 +42,7 @@ ABOUT = """Distil an image data set into a generator, and a generator into a tra
 TRAINERS = {
     GlobalLocalConfig: ("hf_gdd.trainers.global_local", "GlobalLocalTrainer"),
     DiffusionMemoryConfig: ("hf_gdd.trainers.diffusion_memory", "DiffusionMemoryTrainer"),
+    PredictionMatchingConfig: ("hf_gdd.trainers.prediction_matching", "PredictionMatchingTrainer"),
 }
 METHODS = {name: kind for kind in TRAINERS for name in get_args(get_type_hints(kind)["method"])}
 
@@ -60,7 +62,8 @@ class Distill(Generic[Settings]):
     """Train a generator on an image data set.
 
     The options below are those of the method: --method global-local, dim, cgan or cgan-continued trains a GAN,
-    --method self-adaptive, minimax or dit a diffusion transformer, each with a --help of its own.
+    --method self-adaptive, minimax or dit a diffusion transformer, --method prediction-matching images, each with a
+    --help of its own.
 
     A run stopped by Ctrl-C, a signal or a crash goes on when the same command is given again. Its folder holds
     run.yaml (from which --config repeats it), metrics.jsonl, losses.png, samples, checkpoints and, at the end, the
@@ -194,13 +197,14 @@ class Evaluate:
     Attributes:
         source: folder or Hub repo id of a generator, or the folder of a distilled data set.
         dataset: the real data set: its train split gives the baselines, its test split the test.
-        ipc: images per class; several give several rows. 10 for a generator, what it holds for a data set.
-        protocol: `fixed` is one set of IPC images per class; `dynamic` is that many fresh ones every epoch, as IPC is
-            meant in the papers on generators; `dynamic-best5-test` also keeps the best of five looks at the test set;
-            `dynamic-pool-5` takes five sets by turns, where sampling is slow.
+        ipc: images per class; several give several rows. 10 for a generator, what it holds for a bank or data set.
+        protocol: `fixed` is one set of IPC images per class; `soft` is the same with the soft labels stored with it, if
+            there are any, and never stands alone; these are the default. `dynamic` is that many fresh ones every epoch,
+            as IPC is meant in the papers on generators; `dynamic-best5-test` also keeps the best of five looks at the
+            test set; `dynamic-pool-5` takes five sets by turns, where sampling is slow.
         networks: architectures, such as convnet3, resnet18-dd, alexnet, vgg11.
         n: networks of each architecture.
-        recipe: of their training: `paper`, `imagenet-subset`, or `tiny` for the 8x8 digits.
+        recipe: of their training: `paper`, `imagenet-subset`, `prediction-matching`, or `tiny` for the 8x8 digits.
         quality: also judge the images themselves: precision, recall, density, coverage, Frechet distance, diversity.
         seed: of the images and of the first network.
         test_split: name of the real test split.
@@ -219,10 +223,10 @@ class Evaluate:
     source: Positional[str]
     dataset: str
     ipc: tuple[int, ...] = ()
-    protocol: tuple[str, ...] = ("fixed",)
+    protocol: tuple[str, ...] = ()
     networks: tuple[str, ...] = ("convnet3",)
     n: int = 5
-    recipe: Literal["paper", "imagenet-subset", "tiny"] = "paper"
+    recipe: Literal["paper", "imagenet-subset", "prediction-matching", "tiny"] = "paper"
     quality: bool = False
     seed: int = 0
     test_split: str = "test"
@@ -257,8 +261,8 @@ class Evaluate:
             train,
             test,
             real=real,
-            ipc=self.ipc or ((10,) if is_generator else ()),
-            protocol=self.protocol,
+            ipc=self.ipc or (10 if is_generator and train.max_ipc is None else None),
+            protocol=self.protocol or None,
             networks=self.networks,
             n=self.n,
             recipe=self.recipe,

@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import DatasetDict
 
-from hf_gdd.classifiers import Normaliser, Recipe, find_recipe
+from hf_gdd.classifiers import Recipe, find_recipe
 from hf_gdd.generators.base import Generator, check_ipc
 from hf_gdd.images import ImageTensors
 from hf_gdd.judging import Judge, pool_size
 from hf_gdd.networks import NetworkSpec
+from hf_gdd.normalising import Normaliser, View, view_of
 from hf_gdd.quality import critics
-from hf_gdd.report import Report
+from hf_gdd.report import SOFT, Report
 from hf_gdd.rng import check_seed
+
+if TYPE_CHECKING:  # it takes diffusers along, which takes a second
+    from hf_gdd.generators.bank import ImageBank
 
 
 def evaluate(
@@ -23,7 +27,7 @@ def evaluate(
     *,
     real: Any = None,
     ipc: int | Sequence[int] | None = None,
-    protocol: str | Sequence[str] = "fixed",
+    protocol: str | Sequence[str] | None = None,
     networks: Sequence[NetworkSpec] = ("convnet3",),
     n: int = 5,
     recipe: Recipe | str | None = None,
@@ -42,12 +46,15 @@ def evaluate(
         test: the real test set.
         real: the real training set, for the normalisation and the baselines: random subsets of equal IPC, another one
             for each network, and the full data. Without it the report says that the baselines are missing.
-        ipc: images per class, one or several; needed for a generator.
-        protocol: one or several. `fixed`: one set of `ipc` images per class, tested once at the end. `dynamic`: that
-            many fresh images each epoch, which is what IPC means in the papers on generators. `dynamic-best5-test`:
-            the best of five tests on the way, as the public DiM code reports it. `dynamic-pool-m`: m sets of `ipc`
-            images per class by turns, where sampling is too slow for `dynamic`. All but `fixed` need a generator that
-            makes as many images.
+        ipc: images per class, one or several; needed for a generator, unless it holds a limited number.
+        protocol: one or several; `fixed`, and `soft` where there are soft labels, if None.
+            `fixed`: one set of `ipc` images per class, tested once at the end.
+            `soft`: the same set, but networks learn to predict the logits stored with it (`losses.prediction_gap`), as
+            in Chen et al. (2023); `fixed` always stands beside it.
+            `dynamic`: that many fresh images each epoch, which is what IPC means in the papers on generators.
+            `dynamic-best5-test`: the best of five tests on the way, as the public DiM code reports it.
+            `dynamic-pool-m`: m sets of `ipc` images per class by turns, where sampling is too slow for `dynamic`.
+            All but the first two need a generator that makes as many images.
         networks: names, or callables `(num_classes, shape) -> nn.Module`.
         n: networks of each architecture.
         recipe: a `Recipe` or the name of one; `paper` if None.
@@ -65,8 +72,7 @@ def evaluate(
 
     """
     generator = train if hasattr(train, "sample") else None
-    ipcs, protocols = _several(ipc), _several(protocol)
-    _check_request(generator, ipcs, protocols)
+    ipcs = _several(ipc if ipc is not None else getattr(generator, "max_ipc", None))
     check_seed(seed)
     if not _several(networks):
         raise ValueError("Name at least one network to train, such as networks='convnet3'.")
@@ -74,6 +80,10 @@ def evaluate(
     test = as_images(test, "test", device)
     real = None if real is None else as_images(real, "train", device)
     own = as_images(train, "train", device) if generator is None else None
+    soft = _has_soft_labels(own if generator is None else generator)
+    protocols = ("fixed", SOFT)[: 1 + soft] if protocol is None else _several(protocol)
+    protocols = tuple(dict.fromkeys(("fixed", *protocols))) if SOFT in protocols else protocols
+    _check_request(generator, ipcs, protocols, soft)
     for other in (real, own, generator):
         if other is not None:
             _check_comparable(test, other)
@@ -84,8 +94,8 @@ def evaluate(
     if real is not None and (with_baselines or quality):
         for size in ipcs:
             real.require_ipc(size)
-    normalise, origin = _normaliser(generator, own, real)
-    judge = Judge(test, normalise, _several(networks), n, find_recipe(recipe), seed, progress)
+    view, origin = _view(generator, own, real)
+    judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress)
 
     results, scores, made = [], [], None
     sampling = None if generator is None else sampling or generator.sampling
@@ -99,14 +109,15 @@ def evaluate(
         else:
             scores += seen_by.generator(generator, made, ipcs, sampling, name or generator.method)
     for size in ipcs:
-        if own is not None:
-            row = {"name": name or "dataset", "protocol": "fixed", "ipc": size}
-            results += judge.fixed(lambda i: own, len(own), own.images.nbytes, **row)
-        for how in protocols if generator is not None else ():
-            row = {"name": name or generator.method, "protocol": how, "ipc": size}
-            results += judge.generator(generator, made, sampling, **row)
+        for how in protocols:
+            row = {"name": name or getattr(generator, "method", "dataset"), "protocol": how, "ipc": size}
+            if generator is not None:
+                results += judge.generator(generator, made, sampling, **row)
+            else:
+                stored = own.stored_bytes if how == SOFT else own.images.nbytes
+                results += judge.fixed(lambda i: own, len(own), stored, **row)
     if real is not None and with_baselines:
-        results += judge.baselines(real, ipcs)
+        results += judge.baselines(real, ipcs, getattr(generator, "label", None) if SOFT in protocols else None)
     return judge.report(results, _origin(generator, own, real), origin, scores)
 
 
@@ -119,18 +130,22 @@ def baselines(
     n: int = 5,
     recipe: Recipe | str | None = None,
     seed: int = 0,
+    bank: "ImageBank | None" = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
-    """Random-real subsets at each IPC and the full data, once for many reports; see `evaluate` and `Report.merge`."""
+    """Random-real subsets at each IPC and the full data, once for many reports; see `evaluate` and `Report.merge`.
+
+    With `bank`, the same subsets also under `soft`, with labels by the bank's teacher.
+    """
     real, test = as_images(real, "train", device), as_images(test, "test", device)
     _check_comparable(test, real)
     for ipc in ipcs:
         real.require_ipc(ipc)
     check_seed(seed)
-    normalise, origin = _normaliser(None, None, real)
-    judge = Judge(test, normalise, _several(networks), n, find_recipe(recipe), seed, progress)
-    return judge.report(judge.baselines(real, ipcs), _origin(None, None, real), origin)
+    view, origin = _view(bank, None, real)
+    judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress)
+    return judge.report(judge.baselines(real, ipcs, bank and bank.label), _origin(None, None, real), origin)
 
 
 def as_images(data: Any, split: str, device: str | torch.device | None = None, **kwargs: Any) -> ImageTensors:
@@ -162,12 +177,18 @@ def _ipc_of(data: ImageTensors, asked: tuple[int, ...], exact: bool) -> int:
     return len(data) // data.num_classes
 
 
-def _normaliser(
-    generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None
-) -> tuple[Normaliser, str]:
+def _has_soft_labels(data: Generator | ImageTensors) -> bool:
+    if isinstance(data, ImageTensors):
+        return data.soft_labels is not None
+    first = torch.zeros(1, dtype=torch.int64)
+    return data.soft_labels(first, first) is not None
+
+
+def _view(generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None) -> tuple[View, str]:
     """The real set's statistics where there is one, else those the generator carries, else the set's own."""
+    zca = bool(getattr(generator, "zca", False))
     if real is not None:
-        return Normaliser(real.mean, real.std), "the real training set"
+        return view_of(real, zca), "the real training set" + (", whitened (ZCA)" if zca else "")
     if generator is not None:
         return Normaliser(tuple(generator.mean), tuple(generator.std)), "the generator's record of its training set"
     return Normaliser(own.mean, own.std), "the evaluated set itself"
@@ -181,11 +202,13 @@ def _origin(generator: Generator | None, own: ImageTensors | None, real: ImageTe
     return f"{data.source} ({data.fingerprint[:12]})"
 
 
-def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols: tuple[str, ...]) -> None:
+def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols: tuple[str, ...], soft: bool) -> None:
     for protocol in protocols:
         pool = pool_size(protocol)
-        if protocol != "fixed" and generator is None:
-            raise ValueError(f"A data set can only be judged 'fixed'; protocol {protocol!r} needs a generator.")
+        if protocol == SOFT and not soft:
+            raise ValueError("There are no soft labels to be judged by: leave out protocol 'soft'.")
+        if protocol not in ("fixed", SOFT) and generator is None:
+            raise ValueError(f"A data set can only be judged 'fixed' or 'soft'; {protocol!r} needs a generator.")
         if pool is None and generator.max_ipc is not None:
             raise ValueError(
                 f"This generator holds {generator.max_ipc} images per class: judge it with protocol='fixed'."

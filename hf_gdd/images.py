@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_gdd.pixels import encode_png
-from hf_gdd.reading import find_columns, open_split, read_images, read_labels
+from hf_gdd.reading import find_columns, open_split, read_images, read_labels, read_soft_labels
 
 if TYPE_CHECKING:  # datasets takes over half a second to import, so each function that needs it does so
     from datasets import Dataset, Features
@@ -39,6 +39,7 @@ class ImageTensors:
         source: where the rows come from, such as "digits:train" or "uoft-cs/cifar10@<sha>:train".
         device: where `gather` puts its batches.
         license: as the data set's card names it, such as "mit", or several; None if it does not.
+        soft_labels: float16 [N, K], logits stored with a distilled set; None for hard labels only.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class ImageTensors:
     source: str
     device: torch.device
     license: str | list[str] | None = None
+    soft_labels: Tensor | None = None
 
     @classmethod
     def from_dataset(
@@ -72,7 +74,8 @@ class ImageTensors:
             device: where batches are wanted; CUDA if there is one, else the CPU, by default.
             progress: show a bar if decoding takes more than two seconds.
 
-        One colour image makes all images RGB; alpha is dropped.
+        One colour image makes all images RGB; alpha is dropped. A column `soft_label` as our own sets have it (a list
+        of K float16) is read as well.
 
         Raises:
             TypeError: `data` is of another type.
@@ -89,8 +92,7 @@ class ImageTensors:
                 )
             if data.device == device:
                 return data
-            images, labels = _place(data.images, data.labels, device)
-            return replace(data, images=images, labels=labels, device=device)
+            return data._placed(device)
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size={image_size} is not a size in pixels: pass image_size=32, say.")
 
@@ -101,7 +103,8 @@ class ImageTensors:
         labels = read_labels(dataset, label_column)
         images = read_images(dataset, image_column, image_size, progress)
         names = tuple(dataset.features[label_column].names)
-        return cls(*_place(images, labels, device), names, source, device, license)
+        soft = read_soft_labels(dataset, len(names))
+        return cls(images, labels, names, source, torch.device("cpu"), license, soft)._placed(device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,6 +118,11 @@ class ImageTensors:
     def shape(self) -> tuple[int, int, int]:
         """The shape of one image, (C, H, W)."""
         return tuple(self.images.shape[1:])
+
+    @property
+    def stored_bytes(self) -> int:
+        """What raw pixels and soft labels take."""
+        return self.images.nbytes + (0 if self.soft_labels is None else self.soft_labels.nbytes)
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
@@ -148,7 +156,8 @@ class ImageTensors:
     def fingerprint(self) -> str:
         """sha256 (hex) of the shape, pixels, labels and class names; the same on every device."""
         digest = hashlib.sha256(json.dumps([self.images.shape, self.class_names]).encode())
-        for chunk in (*self.images.split(_CHUNK), self.labels):
+        soft = () if self.soft_labels is None else (self.soft_labels,)
+        for chunk in (*self.images.split(_CHUNK), self.labels, *soft):
             digest.update(chunk.cpu().numpy().tobytes())
         return digest.hexdigest()
 
@@ -161,13 +170,20 @@ class ImageTensors:
         images, labels = _take(self.images, indices), _take(self.labels, indices)
         return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
+    def gather_soft(self, indices: Tensor) -> Tensor:
+        """Return the stored logits of the rows int64 [B], float32 [B, K], on `device`."""
+        rows = _take(self.soft_labels, indices.to(self.soft_labels.device))
+        return rows.to(self.device, non_blocking=True).float()
+
     def to_dataset(self) -> Dataset:
         """Return a `Dataset` of PNG images and labels, in order; `from_dataset` gives equal tensors back."""
         from datasets import Dataset
 
         images = [{"bytes": encode_png(image), "path": None} for image in self.images.cpu()]
         rows = {"image": images, "label": self.labels.tolist()}
-        return Dataset.from_dict(rows, features=features(self.class_names))
+        if self.soft_labels is not None:
+            rows["soft_label"] = list(self.soft_labels.cpu().numpy())
+        return Dataset.from_dict(rows, features=features(self.class_names, soft=self.soft_labels is not None))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageTensors, ImageTensors]:
         """Return (rest, held_out), disjoint and each in row order, the same on every device.
@@ -241,15 +257,23 @@ class ImageTensors:
 
     def _rows(self, rows: Tensor, part: str) -> ImageTensors:
         rows = rows.to(self.images.device)
-        images, labels = _place(self.images[rows], self.labels[rows], self.device)
-        return replace(self, images=images, labels=labels, source=self.source + part)
+        soft = None if self.soft_labels is None else self.soft_labels[rows]
+        chosen = replace(self, images=self.images[rows], labels=self.labels[rows], soft_labels=soft)
+        return replace(chosen._placed(self.device), source=self.source + part)
+
+    def _placed(self, device: torch.device) -> ImageTensors:
+        images, labels, soft = _place((self.images, self.labels, self.soft_labels), device)
+        return replace(self, images=images, labels=labels, soft_labels=soft, device=device)
 
 
-def features(class_names: Sequence[str]) -> Features:
-    """Return the columns of every data set we write: image, and label with these class names."""
-    from datasets import ClassLabel, Features, Image
+def features(class_names: Sequence[str], soft: bool = False) -> Features:
+    """Return the columns of every data set we write: image, label with these class names, and soft labels if any."""
+    from datasets import ClassLabel, Features, Image, List, Value
 
-    return Features({"image": Image(), "label": ClassLabel(names=list(class_names))})
+    columns = Features({"image": Image(), "label": ClassLabel(names=list(class_names))})
+    if soft:
+        columns["soft_label"] = List(Value("float16"), length=len(class_names))
+    return columns
 
 
 def fits_on_device(num_bytes: int, free_bytes: int) -> bool:
@@ -264,14 +288,14 @@ def _resolve(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def _place(images: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Put both on the device, or in pinned host memory where a GPU has too little left."""
-    if device.type != "cuda" or images.device == device:
-        return images.to(device), labels.to(device)
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    if fits_on_device(images.nbytes, free_bytes):
-        return images.to(device), labels.to(device)
-    return images.cpu().pin_memory(), labels.cpu().pin_memory()
+def _place(tensors: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tensor | None, ...]:
+    """Put all on the device, or in pinned host memory where a GPU has too little left for the first."""
+    images = tensors[0]
+    if device.type == "cuda" and images.device != device:
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        if not fits_on_device(images.nbytes, free_bytes):
+            return tuple(tensor if tensor is None else tensor.cpu().pin_memory() for tensor in tensors)
+    return tuple(tensor if tensor is None else tensor.to(device) for tensor in tensors)
 
 
 def _take(source: Tensor, indices: Tensor) -> Tensor:

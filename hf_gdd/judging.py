@@ -5,8 +5,8 @@ import math
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,23 +14,24 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_gdd.classifiers import Learner, Normaliser, Recipe, accuracy, epochs_of, fit_classifier
+from hf_gdd.classifiers import Learner, Recipe, accuracy, epochs_of, fit_classifier
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import NetworkSpec, build_network, network_name
-from hf_gdd.report import FULL_DATA, RANDOM_REAL, Quality, Report, Result
+from hf_gdd.normalising import View
+from hf_gdd.report import FULL_DATA, RANDOM_REAL, SOFT, Quality, Report, Result
 from hf_gdd.rng import Random
 from hf_gdd.stream import DistilledStream
 
 # How often each protocol looks at the test set. The public DiM code keeps the best of five looks; we look once.
-LOOKS = {"fixed": 1, "dynamic": 1, "dynamic-best5-test": 5}
+LOOKS = {"fixed": 1, SOFT: 1, "dynamic": 1, "dynamic-best5-test": 5}
 POOL = re.compile(r"dynamic-pool-([1-9]\d{0,4})")
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def pool_size(protocol: str) -> int | None:
-    """Epochs of images that a protocol materialises: 1 for `fixed`, m for `dynamic-pool-m`; None makes them afresh.
+    """Epochs of images that a protocol materialises: m for `dynamic-pool-m`, 1 for fixed sets; None makes them afresh.
 
     Raises:
         ValueError: there is no such protocol.
@@ -40,7 +41,7 @@ def pool_size(protocol: str) -> int | None:
         return int(found[1])
     if protocol not in LOOKS:
         raise ValueError(f"Unknown protocol {protocol!r}; choose one of {', '.join(LOOKS)}, or dynamic-pool-5, say.")
-    return 1 if protocol == "fixed" else None
+    return 1 if protocol in ("fixed", SOFT) else None
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Judge:
     """
 
     test: ImageTensors
-    normalise: Normaliser
+    normalise: View
     networks: tuple[NetworkSpec, ...]
     n: int
     recipe: Recipe
@@ -135,9 +136,20 @@ class Judge:
         for look in range(looks):
             yield fit_classifier(learner, rows, steps * (look + 1) // looks - steps * look // looks, random.device)
 
-    def fixed(self, data: Callable[[int], ImageTensors], images: int, stored_bytes: int, **row: Any) -> list[Result]:
-        """Networks that each see one set, `data(i)` of `images` images, in reshuffled epochs."""
-        return self.train(lambda i, random: epochs_of(data(i), self.recipe, random.device), images, stored_bytes, **row)
+    def fixed(
+        self,
+        data: Callable[[int], ImageTensors | Sequence[ImageTensors]],
+        images: int,
+        stored_bytes: int,
+        **row: Any,
+    ) -> list[Result]:
+        """Networks that each see one set of `images` images, or several by turns, in reshuffled epochs."""
+        soft = row["protocol"] == SOFT
+
+        def batches(i: int, random: Random) -> Batches:
+            return epochs_of(data(i), self.recipe, random.device, soft)
+
+        return self.train(batches, images, stored_bytes, **row)
 
     def materialise(self, generator: Generator, per_class: int, sampling: Any) -> Tensor:
         """The first images of every class, uint8 [K, per_class, C, H, W], to be cut into sets of any size."""
@@ -146,11 +158,13 @@ class Judge:
         made = generator.sample(labels, indices, self.seed, sampling).to(self.test.device)
         return made.view(generator.num_classes, per_class, *generator.image_shape)
 
-    def images_of(self, made: Tensor, source: str = "materialised") -> ImageTensors:
-        """Images [K, n, C, H, W] as a data set, class after class."""
+    def images_of(self, made: Tensor, logits: Tensor | None = None, source: str = "materialised") -> ImageTensors:
+        """Images [K, n, C, H, W] as a data set, class after class, with logits [K * n, K] if there are any."""
         place = self.test.device
         labels = torch.arange(len(made), device=place).repeat_interleave(made.shape[1])
-        return ImageTensors(made.flatten(0, 1), labels, self.test.class_names, source, place)
+        soft = None if logits is None else logits.to(place)
+        names = self.test.class_names
+        return ImageTensors(made.flatten(0, 1), labels, names, source, place, soft_labels=soft)
 
     def generator(
         self, generator: Generator, made: Tensor | None, sampling: Any, *, protocol: str, ipc: int, **row: Any
@@ -162,9 +176,12 @@ class Judge:
         row |= {"protocol": protocol, "ipc": ipc} | provenance(generator, sampling)
         images, epochs = ipc * generator.num_classes, pool_size(protocol)
         if epochs is not None:
-            sets = [self.images_of(part) for part in made[:, : epochs * ipc].split(ipc, dim=1)]
-            stored = sum(each.images.nbytes for each in sets)
-            return self.train(lambda i, random: epochs_of(sets, self.recipe, random.device), images, stored, **row)
+            parts, logits = made[:, : epochs * ipc].split(ipc, dim=1), None
+            if protocol == SOFT:
+                labels = torch.arange(generator.num_classes).repeat_interleave(ipc)
+                logits = generator.soft_labels(labels, torch.arange(ipc).repeat(generator.num_classes))
+            sets = [self.images_of(part, logits) for part in parts]
+            return self.fixed(lambda i: sets, images, sum(each.stored_bytes for each in sets), **row)
         size, steps = self.recipe.batch_size, self.recipe.at(ipc, generator.num_classes).steps(images)
 
         def batches(i: int, random: Random) -> Batches:
@@ -173,12 +190,21 @@ class Judge:
 
         return self.train(batches, images, generator.stored_bytes, **row)
 
-    def baselines(self, real: ImageTensors, ipcs: Iterable[int]) -> list[Result]:
-        """For each IPC random real images, another subset for each network; and the ceiling, all of them."""
+    def baselines(
+        self, real: ImageTensors, ipcs: Iterable[int], label: Callable[[Tensor, View], Tensor] | None = None
+    ) -> list[Result]:
+        """For each IPC random real images, another subset for each network; and the ceiling, all of them.
+
+        With `label`, a teacher's `ImageBank.label`, also the same subsets with its soft labels.
+        """
         results, image = [], real.images[0].nbytes
         for ipc in ipcs:
-            size, row = ipc * real.num_classes, {"name": RANDOM_REAL, "protocol": "fixed", "ipc": ipc}
-            results += self.fixed(lambda i, ipc=ipc: real.subset(ipc, self.seed + i), size, size * image, **row)
+            size, row = ipc * real.num_classes, {"name": RANDOM_REAL, "ipc": ipc}
+            drawn = [real.subset(ipc, self.seed + i) for i in range(self.n)]
+            results += self.fixed(drawn.__getitem__, size, size * image, protocol="fixed", **row)
+            if label is not None:
+                drawn = [replace(each, soft_labels=label(each.images, self.normalise)) for each in drawn]
+                results += self.fixed(drawn.__getitem__, size, drawn[0].stored_bytes, protocol=SOFT, **row)
         row = {"name": FULL_DATA, "protocol": "fixed", "ipc": None}
         return results + self.fixed(lambda i: real, len(real), len(real) * image, **row)
 

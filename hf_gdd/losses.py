@@ -96,6 +96,15 @@ def local_loss(fake_features: Tensor, real_features: Tensor, reduction: str = "b
     return LOCAL[reduction](at_least_float32(fake_features), at_least_float32(real_features))
 
 
+def prediction_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean absolute difference of two networks' logits [B, K] for the same images.
+
+    It is what students are trained by in adversarial prediction matching, and what the images ascend (Chen et al.,
+    2023, arXiv 2312.08912, Eqs. 4 and 6; the public code takes no logarithm of it).
+    """
+    return F.l1_loss(at_least_float32(student), at_least_float32(teacher))
+
+
 def gradient_shares(terms: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
     """Each term's part, in [0, 1], of the summed gradient norms at `images`: which term rules the generator.
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from hf_gdd.classifiers import Normaliser
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import ImageTensors
 from hf_gdd.losses import global_loss, local_loss
+from hf_gdd.normalising import Normaliser
 from hf_gdd.pixels import to_unit
 from hf_gdd.pool import ModelPool
 

@@ -32,3 +32,8 @@ def to_tanh(images: Tensor) -> Tensor:
 def tanh_to_uint8(images: Tensor) -> Tensor:
     """Map floats [-1,1] to the nearest uint8 [0,255], clamping the rest; undoes `to_tanh` exactly."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def unit_to_uint8(images: Tensor) -> Tensor:
+    """Map floats [0,1] to the nearest uint8 [0,255], clamping the rest; undoes `to_unit` exactly."""
+    return (images.float() * 255).round().clamp(0, 255).to(torch.uint8)

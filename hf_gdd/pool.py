@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_gdd.classifiers import Learner, Normaliser, Recipe
+from hf_gdd.classifiers import Learner, Recipe
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import NetworkSpec, build_network
+from hf_gdd.normalising import Normaliser
 from hf_gdd.rng import Random
 
 # SGD of the matching networks in the public DiM code; they see colour and crop, never cutout.

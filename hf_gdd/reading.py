@@ -139,6 +139,18 @@ def read_labels(dataset: Dataset, column: str) -> Tensor:
     return torch.tensor(labels)
 
 
+def read_soft_labels(dataset: Dataset, num_classes: int) -> Tensor | None:
+    """Return float16 [N,K] of the column `soft_label`; None if there is none of the kind that our own sets have."""
+    from datasets import List, Value
+
+    if dataset.features.get("soft_label") != List(Value("float16"), length=num_classes):
+        return None
+    found = torch.from_numpy(np.asarray(dataset.with_format("numpy")["soft_label"][:], np.float16))
+    if not found.isfinite().all():
+        raise ValueError("Column 'soft_label' holds values that are not finite: drop the column, or repair it.")
+    return found
+
+
 def read_images(dataset: Dataset, column: str, image_size: int | None, progress: bool) -> Tensor:
     """Decode all rows to uint8 [N,C,H,W], C 3 if any of them is colour."""
     import datasets

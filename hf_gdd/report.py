@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-RANDOM_REAL, FULL_DATA = "random-real", "full data"
+RANDOM_REAL, FULL_DATA, SOFT = "random-real", "full data", "soft"
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Result:
 
     Attributes:
         name: the method, `random-real` or `full data`.
-        protocol: `fixed`, `dynamic` or `dynamic-best5-test`.
+        protocol: `fixed`, `soft`, `dynamic`, `dynamic-best5-test` or `dynamic-pool-m`, see `hf_gdd.evaluate`.
         network: the architecture trained.
         ipc: images per class; None for full data.
         accuracies: on the test set, one per network, in [0, 1].
@@ -133,9 +133,14 @@ class Report:
             f"recipe invalid: {result.network} reaches {result.mean:.1%} on full data, under its floor of {floor:.1%}"
             for result in self._too_weak()
         ]
-        baselines = {(result.network, result.ipc) for result in self.results if result.name == RANDOM_REAL}
-        if any((result.network, result.ipc) not in baselines for result in self.results if result.ipc):
+        baselines = {(r.network, r.ipc, r.protocol == SOFT) for r in self.results if r.name == RANDOM_REAL}
+        alone = [r for r in self.results if r.ipc and (r.network, r.ipc, r.protocol == SOFT) not in baselines]
+        if any(result.protocol != SOFT for result in alone):
             found.append("no random-real baseline at the same IPC: pass real= to evaluate")
+        if any(result.protocol == SOFT for result in alone):
+            found.append(
+                "no random-real baseline with soft labels of the same teacher: evaluate the bank itself, with real="
+            )
         return tuple(found)
 
     @property

@@ -171,6 +171,8 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
         ValueError: the file is absent or damaged.
 
     """
+    if torch.device(device).type == "cpu":
+        device = "cpu"  # a launcher's process is on cpu:0, where torch cannot restore anything
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a cut zip file surfaces as any of half a dozen types

@@ -45,6 +45,7 @@ class Trainer:
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     presets: ClassVar[dict[str, TrainingConfig]] = {"paper": TrainingConfig()}
     largest: ClassVar[int] = MAX_SIZE  # side of an image in pixels
+    divides_batches: ClassVar[bool] = True  # among processes; else each takes from the whole batch what is its own
 
     def __init__(
         self,
@@ -115,6 +116,11 @@ class Trainer:
         """The parts of the training, in order."""
         raise NotImplementedError
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are for a step to be given some of: those of `self.data`."""
+        return len(self.data)
+
     def setup(self) -> dict[str, Any]:
         """Build everything; returns all that changes while training, each with `state_dict` and `load_state_dict`."""
         raise NotImplementedError
@@ -123,7 +129,7 @@ class Trainer:
         """Prepare for a stage, such as its learning rate."""
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """One step on these rows of `self.data`; returns scalars to log, still on the device."""
+        """One step on these of the `num_rows` rows; returns scalars to log, still on the device."""
         raise NotImplementedError
 
     def to_generator(self) -> Generator:
@@ -183,9 +189,9 @@ class Trainer:
             self.data, self.held_out = self.whole.split(held_out, seed=self.config.seed)
             self.run.identity["held_out"] = held_out
         self.run.check()
-        self._check_shares()
+        self.check_processes()
         self.random, self.at = Random(self.config.seed, self.device), Place()
-        self.batches = Batches(len(self.data), self.random)
+        self.batches = Batches(self.num_rows, self.random)
         self.tracked = {"random": self.random, "batches": self.batches, "at": self.at, **self.setup()}
         if self.processes.main:
             self.run.claim()
@@ -204,7 +210,7 @@ class Trainer:
         started = time.perf_counter()
         indices = self.batches.next(self._batch_size(stage))
         self.logging = self._due(self.config.log_every, stage, ahead=1)
-        metrics = self.step(self.processes.part(indices))
+        metrics = self.step(self.processes.part(indices) if self.divides_batches else indices)
         self.at.step += 1
         self.at.total += 1
         self.log.add(self.at.total, len(indices), metrics)
@@ -239,8 +245,9 @@ class Trainer:
     def _checkpoint(self, stage: Stage, bar: tqdm) -> None:
         self._flush(stage, bar)  # which refuses to save what is not finite
         self._require_finite()
+        state = self.state_dict()  # for which processes may need each other
         if self.processes.main:
-            self.run.save_checkpoint(self.at.total, self.state_dict(), keep=self.config.keep_checkpoints)
+            self.run.save_checkpoint(self.at.total, state, keep=self.config.keep_checkpoints)
 
     def _require_finite(self) -> None:
         """Weights can be spoilt by the gradient of a loss that is itself still finite."""
@@ -258,8 +265,9 @@ class Trainer:
 
     def _finish(self, stage: Stage) -> None:
         """Keep the state at the end of a stage, and enter the next."""
+        state = self.state_dict()
         if self.processes.main:
-            save_state(stage_file(self.run.path, stage.name), self.state_dict())
+            save_state(stage_file(self.run.path, stage.name), state)
         self.at.stage, self.at.step = self.at.stage + 1, 0
         if self.at.stage < len(self.stages):
             self.begin(self.stages[self.at.stage])
@@ -328,9 +336,15 @@ class Trainer:
         optimizer.step()
 
     def _batch_size(self, stage: Stage) -> int:
-        return min(stage.batch_size, len(self.data))
+        return min(stage.batch_size, self.num_rows)
 
-    def _check_shares(self) -> None:
+    def check_processes(self) -> None:
+        """Refuse a number of processes that the work cannot be divided among.
+
+        Raises:
+            ValueError: it does not divide the batch of every stage.
+
+        """
         for stage in self.stages:
             size, processes = self._batch_size(stage), self.processes.count
             if size % processes:

@@ -17,8 +17,9 @@ import torch
 import tyro
 
 from hf_gdd import DiffusionGenerator, DiffusionMemoryTrainer, ImageTensors, Report, baselines, evaluate
-from hf_gdd.classifiers import Normaliser, find_recipe
+from hf_gdd.classifiers import find_recipe
 from hf_gdd.judging import Judge
+from hf_gdd.normalising import Normaliser
 from hf_gdd.quality import Critics, critics
 
 METHODS = ("dit", "minimax", "self-adaptive")  # two that share the first one's networks

@@ -4,10 +4,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import nn
 
-from hf_gdd.generators.base import DiffusionSampling, Sampling
+from hf_gdd.generators.bank import ImageBank
+from hf_gdd.generators.base import DiffusionSampling, Sampling, Stored
 from hf_gdd.generators.diffusion import DiffusionGenerator
 from hf_gdd.generators.dit import small_transformer
 from hf_gdd.generators.gan import ConditionalGANGenerator
+from hf_gdd.networks import build_network
+from hf_gdd.normalising import Normaliser
 
 NAMES = ("zebra", "ant", "mole")
 
@@ -53,5 +56,17 @@ def diffusion(seed=0, names=NAMES, shape=(1, 8, 8), sampling=None, **record):
     return DiffusionGenerator(**parts(seed, shape), class_names=names, sampling=sampling, **record)
 
 
-KINDS = {"gan": gan, "diffusion": diffusion}
-OTHER_SAMPLING = {"gan": Sampling(0.25), "diffusion": DiffusionSampling(3.0, 2, "ddim")}
+def bank(seed=0, names=NAMES, shape=(1, 8, 8), ipc=12, teacher="convnet1", **record):
+    """A bank of noise with the labels of a network that learned nothing."""
+    draws = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (len(names), ipc, *shape), generator=draws, dtype=torch.uint8)
+    record = {"mean": (0.5,), "std": (0.5,)} | record
+    if teacher is not None:
+        record["view"] = Normaliser(record["mean"], record["std"])
+        teacher = (teacher, build_network(teacher, len(names), shape, seed=seed).state_dict())
+    return ImageBank.of(images, teacher=teacher, class_names=names, **record)
+
+
+KINDS = {"gan": gan, "diffusion": diffusion, "bank": bank}
+OTHER_SAMPLING = {"gan": Sampling(0.25), "diffusion": DiffusionSampling(3.0, 2, "ddim"), "bank": Stored()}
+MADE = tuple(kind for kind in KINDS if kind != "bank")  # kinds that make as many images as one asks for

@@ -9,7 +9,6 @@ from hf_gdd import classifiers, judging, quality
 from hf_gdd.classifiers import (
     RECIPES,
     Learner,
-    Normaliser,
     Recipe,
     accuracy,
     epochs_of,
@@ -21,6 +20,7 @@ from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import build_network
+from hf_gdd.normalising import Normaliser
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
 from hf_gdd.rng import noise
 
@@ -100,7 +100,9 @@ def test_recipes_are_found_by_name():
     assert find_recipe(None) == find_recipe("paper") == RECIPES["paper"] == Recipe()
     assert find_recipe("tiny") == Recipe(batch_size=32, max_steps=300, lr=0.05, schedule="cosine", floor=0.97)
     assert find_recipe(SHORT) is SHORT
-    with pytest.raises(ValueError, match="Unknown recipe 'huge'; choose one of paper, imagenet-subset, tiny"):
+    with pytest.raises(
+        ValueError, match="Unknown recipe 'huge'; choose one of paper, imagenet-subset, prediction-matching, tiny"
+    ):
         find_recipe("huge")
 
 
@@ -369,8 +371,10 @@ SHUFFLED = ("bee", "ant", "cat")
             {"ipc": 5, "protocol": "dynamic"},
             "holds 5 images per class: judge it with protocol='fixed'",
         ),
-        (Stub(), toy(), {"ipc": 2, "protocol": "best"}, "Unknown protocol 'best'; choose one of fixed, dynamic"),
-        (toy(), toy(), {"protocol": "dynamic"}, "protocol 'dynamic' needs a generator"),
+        (Stub(), toy(), {"ipc": 2, "protocol": "best"}, "Unknown protocol 'best'; choose one of fixed, soft, dynamic"),
+        (toy(), toy(), {"protocol": "dynamic"}, "'fixed' or 'soft'; 'dynamic' needs a generator"),
+        (toy(), toy(), {"protocol": "soft"}, "There are no soft labels"),
+        (Stub(), toy(), {"ipc": 2, "protocol": ("fixed", "soft")}, "There are no soft labels"),
         (Stub(), toy(), {"ipc": 2, "n": 0}, "n is 0; train at least 1 network"),
         (Stub(), toy(), {"ipc": 2, "networks": ("convnet1", "convnet33")}, "unknown network 'convnet33'"),
         (Stub(), toy(), {"ipc": 2, "recipe": "huge"}, "Unknown recipe 'huge'"),

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from hf_gdd.augment import cutmix
-from hf_gdd.classifiers import RECIPES, SCHEDULES, Learner, Normaliser, Recipe
+from hf_gdd.classifiers import RECIPES, SCHEDULES, Learner, Recipe
 from hf_gdd.imagenet import ImageNetAugment
 from hf_gdd.networks import build_network
+from hf_gdd.normalising import Normaliser
 
 AUGMENT = ImageNetAugment()
 MIDDLE = [0.5] * 12  # crop, mirror image, factors, order and lighting

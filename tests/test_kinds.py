@@ -6,13 +6,14 @@ from collections import Counter
 
 import pytest
 import torch
-from kinds import KINDS, NAMES, OTHER_SAMPLING
+from kinds import KINDS, MADE, NAMES, OTHER_SAMPLING
 
 from hf_gdd import AutoGenerator, DistilledStream, ImageTensors, load_distilled_dataset
 from hf_gdd.hub import LoadError
 from hf_gdd.report import Report, Result
 
 kinds = pytest.mark.parametrize("kind", KINDS)
+made = pytest.mark.parametrize("kind", MADE)
 
 
 def requests(per_class, start=0):
@@ -39,11 +40,17 @@ def test_batches_change_no_pixel(kind, size):
     assert whole.float().std() > 10
 
 
-@kinds
+@made
 def test_label_index_seed_and_sampling_each_change_the_image(kind):
     generator, zero, one = KINDS[kind](), torch.tensor([0]), torch.tensor([1])
     asked = [(zero, zero), (one, zero), (zero, one), (zero, zero, 1), (zero, zero, 0, OTHER_SAMPLING[kind])]
     assert len(torch.cat([generator.sample(*each) for each in asked]).flatten(1).unique(dim=0)) == 5
+
+
+def test_label_and_index_each_change_the_image_of_a_bank_and_the_seed_does_not():
+    bank, zero, one = KINDS["bank"](), torch.tensor([0]), torch.tensor([1])
+    assert len(torch.cat([bank.sample(*each) for each in ((zero, zero), (one, zero), (zero, one))]).unique(dim=0)) == 3
+    assert torch.equal(bank.sample(zero, one, seed=5), bank.sample(zero, one))
 
 
 @kinds
@@ -56,10 +63,9 @@ def test_impossible_requests_are_refused(kind, words, labels, indices):
         KINDS[kind]().sample(torch.tensor(labels), torch.tensor(indices))
 
 
-@kinds
-def test_another_kinds_sampling_is_refused(kind):
-    (other,) = set(KINDS) - {kind}
-    with pytest.raises(ValueError, match=type(OTHER_SAMPLING[kind]).__name__):
+@pytest.mark.parametrize(("kind", "other"), list(itertools.permutations(KINDS, 2)))
+def test_another_kinds_sampling_is_refused(kind, other):
+    with pytest.raises(ValueError, match="stored" if kind == "bank" else type(OTHER_SAMPLING[kind]).__name__):
         KINDS[kind]().sample(*requests(1), sampling=OTHER_SAMPLING[other])
 
 
@@ -75,7 +81,7 @@ def test_a_small_set_begins_a_large_one(kind, num_proc, tmp_path, request):
     assert torch.equal(pixels(small), pixels(large).unflatten(0, (3, 12))[:, :3].flatten(0, 1))
 
 
-@kinds
+@made
 def test_sampling_makes_another_set(kind, tmp_path):
     generator, other = KINDS[kind](), OTHER_SAMPLING[kind]
     made = pixels(load_distilled_dataset(generator, ipc=2, cache_dir=tmp_path, sampling=other))
@@ -83,7 +89,7 @@ def test_sampling_makes_another_set(kind, tmp_path):
     assert not torch.equal(made, pixels(load_distilled_dataset(generator, ipc=2, cache_dir=tmp_path)))
 
 
-@kinds
+@made
 def test_a_stream_begins_with_the_set_and_resumes(kind):
     generator = KINDS[kind]()
     whole, first = (DistilledStream(generator, 4, batch_size=5) for _ in range(2))
@@ -198,7 +204,7 @@ def run_snippets(card):
     return len(blocks), len(namespace.get("images", ())), len(namespace["train"])
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("gan", (1, 0, 30)), ("diffusion", (2, 1, 30))])
+@pytest.mark.parametrize(("kind", "expected"), [("gan", (1, 0, 30)), ("diffusion", (2, 1, 30)), ("bank", (1, 0, 36))])
 def test_the_snippets_of_the_card_run(kind, expected, shared_hub, owner, visitor):
     owner.run(publish, kind, 0, f"me/card-{kind}")
     card = shared_hub.files(f"me/card-{kind}")["README.md"].decode()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from conftest import Client
 
-from hf_gdd import DiffusionMemoryTrainer, GlobalLocalTrainer, ImageTensors
+from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, GlobalLocalTrainer, ImageTensors, PredictionMatchingTrainer
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
 from hf_gdd.progress import Interrupted
@@ -88,6 +88,40 @@ def train_diffusion(folder):
 
 def test_memories_take_in_the_whole_batch(pair, tmp_path):
     on_two(pair, train_diffusion, tmp_path / "run")
+
+
+def matching(folder, **settings):
+    data = ImageTensors.from_dataset("digits").subset(10, 0)
+    small = {"ipc": 4, "network": "convnet1", "teachers": 3, "teacher_epochs": 2, "student_epochs": 5, "iterations": 5}
+    small |= {"groups": 2, "log_every": 2, "checkpoint_every": 3, "teacher_cache": str(folder.parent / "teachers")}
+    return PredictionMatchingTrainer(data, preset="tiny", output_dir=folder, **small | settings)
+
+
+def match(folder, group_by):
+    run = matching(folder, group_by=group_by)
+    bank = run.fit()
+    assert list(run.groups.own) == [run.processes.index]
+    one, other = everywhere(bank.images)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("group_by", ["images", "classes"])
+def test_processes_match_groups_of_their_own(pair, tmp_path, group_by):
+    on_two(pair, match, tmp_path / "two", group_by)
+    alone = matching(tmp_path / "one", group_by=group_by).fit()
+    made = AutoGenerator.from_pretrained(tmp_path / "two" / "generator")
+    assert torch.equal(made.images, alone.images)
+    (tmp_path / "two" / "checkpoints" / "step-000000005.pt").unlink()
+    assert torch.equal(matching(tmp_path / "two", group_by=group_by).fit().images, alone.images)  # one goes on from two
+
+
+def too_few_groups(folder):
+    with pytest.raises(ValueError, match="groups is 1, which 2 processes do not divide: pass groups=2"):
+        matching(folder, groups=1).fit()
+
+
+def test_fewer_groups_than_processes_are_refused(pair, tmp_path):
+    on_two(pair, too_few_groups, tmp_path / "run")
 
 
 def gradients(folder):

@@ -11,6 +11,7 @@ from hf_gdd.hub import STOCK_PIPELINE, resolve
 
 CLASSES = {
     "ConditionalGANGenerator": "hf_gdd.generators.gan",
+    "ImageBank": "hf_gdd.generators.bank",
     "DiffusionGenerator": "hf_gdd.generators.diffusion",
 }
 

@@ -124,6 +124,15 @@ class DiffusionSampling:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What changes the pixels of stored images: nothing."""
+
+    def identity(self) -> dict[str, Any]:
+        """No fields."""
+        return {}
+
+
 def changed_sampling(generator: Generator, **fields: Any) -> Any:
     """The generator's own sampling with some fields replaced; None if none are given.
 
@@ -134,7 +143,8 @@ def changed_sampling(generator: Generator, **fields: Any) -> Any:
     fields = {name: value for name, value in fields.items() if value is not None}
     known = generator.sampling.identity()
     if unknown := sorted(fields.keys() - known.keys()):
-        raise ValueError(f"This generator's sampling has no {', '.join(unknown)}, but {', '.join(known)}.")
+        there = f"but {', '.join(known)}" if known else "for its images are stored"
+        raise ValueError(f"This generator's sampling has no {', '.join(unknown)}, {there}.")
     return replace(generator.sampling, **fields) if fields else None
 
 

@@ -150,10 +150,10 @@ class SavedGenerator:
 
     def grid(self, seed: int = 0) -> Any:
         """A picture of the first images of each of the first 100 classes, a class a row."""
-        shown = min(self.num_classes, GRID_ROWS)
-        labels = torch.arange(shown).repeat_interleave(GRID_COLUMNS)
-        columns = torch.arange(GRID_COLUMNS).repeat(shown)
-        return image_grid(self.sample(labels, columns, seed), GRID_COLUMNS, self.class_names[:shown])
+        shown, width = min(self.num_classes, GRID_ROWS), min(GRID_COLUMNS, self.max_ipc or GRID_COLUMNS)
+        labels = torch.arange(shown).repeat_interleave(width)
+        columns = torch.arange(width).repeat(shown)
+        return image_grid(self.sample(labels, columns, seed), width, self.class_names[:shown])
 
     def write(self, folder: Path, max_shard_size: str) -> None:
         """Write config and weights."""
@@ -176,9 +176,10 @@ class SavedGenerator:
         folder.mkdir(parents=True, exist_ok=True)
         for path in own_files(folder):  # first, so that a kill leaves no generator rather than a mixed one
             path.unlink()
-        fingerprint, dtype = self.fingerprint, next(iter(self.weights.values())).dtype
+        fingerprint = self.fingerprint
+        dtypes = [str(x.dtype).removeprefix("torch.") for x in self.weights.values() if x.is_floating_point()]
         self.register_to_config(
-            sampling=self.sampling.identity(), fingerprint=fingerprint, weights_dtype=str(dtype).removeprefix("torch.")
+            sampling=self.sampling.identity(), fingerprint=fingerprint, weights_dtype=next(iter(dtypes), None)
         )
         self.write(folder, max_shard_size)
         self.grid().save(folder / "grid.png")

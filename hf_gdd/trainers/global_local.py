@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_gdd.augment import Augment
-from hf_gdd.classifiers import Normaliser
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
 from hf_gdd.losses import (
     at_least_float32,
@@ -22,6 +21,7 @@ from hf_gdd.losses import (
     local_loss,
 )
 from hf_gdd.networks import build_network, frozen, network_name
+from hf_gdd.normalising import Normaliser
 from hf_gdd.pixels import to_tanh
 from hf_gdd.pool import MATCHING, ModelPool
 from hf_gdd.rng import Random, seeded

@@ -1,0 +1,267 @@
+"""Adversarial prediction matching (Chen et al., 2023, arXiv 2312.08912): the images themselves are optimised."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_gdd.classifiers import Learner
+from hf_gdd.generators.bank import ImageBank
+from hf_gdd.losses import prediction_gap
+from hf_gdd.networks import build_network
+from hf_gdd.normalising import view_of
+from hf_gdd.pictures import image_grid
+from hf_gdd.pixels import to_unit, unit_to_uint8
+from hf_gdd.processes import Processes
+from hf_gdd.rng import Random
+from hf_gdd.settings import Stage
+from hf_gdd.teachers import Teachers
+from hf_gdd.trainers.prediction_matching_config import PRESETS, PredictionMatchingConfig
+from hf_gdd.training import Trainer
+
+MATCH = "match"
+START = "start"  # the folder, in a run's own, of the bank that it began with
+
+
+class Group:
+    """Images that are matched on their own, and the networks they are moved against.
+
+    Args:
+        rows: which of the bank's they are, [n].
+        images: as networks see them, float32 [n, C, H, W].
+        labels: int64 [n].
+        random: all their draws.
+
+    """
+
+    def __init__(self, rows: Tensor, images: Tensor, labels: Tensor, random: Random) -> None:
+        self.rows, self.images, self.labels, self.random = rows, images, labels, random
+        self.velocity = torch.zeros_like(images)
+        self.teacher: int | None = None
+        self.students: list[nn.Module] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Images, momentum, draws and networks, in host memory."""
+        return {
+            "images": self.images.cpu(),
+            "velocity": self.velocity.cpu(),
+            "random": self.random.state_dict(),
+            "teacher": self.teacher,
+            "students": [{name: x.cpu() for name, x in student.state_dict().items()} for student in self.students],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], blank: Callable[[], nn.Module]) -> None:
+        """Continue where `state_dict` was taken, with networks made by `blank`."""
+        for name in ("images", "velocity"):
+            getattr(self, name).copy_(state[name])
+        self.random.load_state_dict(state["random"])
+        self.teacher, self.students = state["teacher"], [blank() for _ in state["students"]]
+        for student, weights in zip(self.students, state["students"], strict=True):
+            student.load_state_dict(weights)
+
+
+class Groups:
+    """All groups of a bank, of which each process has its own.
+
+    Args:
+        own: of this process, by number.
+        processes: that hold the others.
+        blank: makes a network for a student's weights.
+
+    """
+
+    def __init__(self, own: dict[int, Group], processes: Processes, blank: Callable[[], nn.Module]) -> None:
+        self.own, self.processes, self.blank = own, processes, blank
+
+    def images(self) -> Tensor:
+        """Those of all groups in the bank's order, in host memory."""
+        parts = self.processes.collected([(group.rows.cpu(), group.images.cpu()) for group in self.own.values()])
+        rows, images = (torch.cat(part) for part in zip(*parts, strict=True))
+        return images[rows.argsort()]
+
+    def state_dict(self) -> dict[int, Any]:
+        """Of the groups of all processes, so that another number of them can go on."""
+        return dict(self.processes.collected([(number, group.state_dict()) for number, group in self.own.items()]))
+
+    def load_state_dict(self, state: dict[int, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        for number, group in self.own.items():
+            group.load_state_dict(state[number], self.blank)
+
+
+class PredictionMatchingTrainer(Trainer):
+    """Students learn to predict like a teacher on the images; the images move to where they do not yet."""
+
+    config_class = PredictionMatchingConfig
+    presets = PRESETS
+    divides_batches = False
+    config: PredictionMatchingConfig
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The only one."""
+        config = self.config
+        steps = min(config.iterations, config.max_steps or config.iterations)
+        return (Stage(MATCH, steps, config.image_batch or self.num_rows, config.image_lr),)
+
+    @property
+    def num_rows(self) -> int:
+        """Images in the bank."""
+        return self.config.ipc * self.data.num_classes
+
+    def check_processes(self) -> None:
+        """Refuse groups that do not divide the bank, or that the processes do not divide.
+
+        Raises:
+            ValueError: they do not.
+
+        """
+        groups, processes = self.config.groups, self.processes.count
+        parts = self.config.ipc if self.config.group_by == "images" else self.data.num_classes
+        if parts % groups:
+            raise ValueError(
+                f"groups is {groups}, which does not divide the {parts} {self.config.group_by} of the bank."
+            )
+        if groups % processes:
+            raise ValueError(f"groups is {groups}, which {processes} processes do not divide: pass groups={processes}.")
+
+    def setup(self) -> dict[str, Any]:
+        """Teachers, and the groups of images to begin with."""
+        config, data = self.config, self.data
+        if config.start == "real":
+            data.require_ipc(config.ipc)
+        self.view = view_of(data, config.zca)
+        self.teachers = Teachers(config.network, data, self.view, config.teacher, config.teacher_cache)
+        mine = range(self.processes.index, config.teachers, self.processes.count)
+        self.teachers.prepare(mine, progress=self.processes.main)
+        self.processes.wait()
+
+        images, labels = self._first()
+        place = torch.arange(self.num_rows, device=self.device)
+        place = place % config.ipc if config.group_by == "images" else place // config.ipc
+        self.owner = place * config.groups // (int(place.max()) + 1)
+        own = {}
+        for number in range(self.processes.index, config.groups, self.processes.count):
+            rows = (self.owner == number).nonzero().flatten()
+            own[number] = Group(rows, images[rows], labels[rows], Random(config.seed, self.device, stream=number + 1))
+        self.groups = Groups(own, self.processes, self._network)
+        return {"groups": self.groups}
+
+    def _first(self) -> tuple[Tensor, Tensor]:
+        """Images as networks see them and labels, class after class."""
+        labels = torch.arange(self.data.num_classes, device=self.device).repeat_interleave(self.config.ipc)
+        if self.config.start == "noise":
+            drawn = torch.randn(self.num_rows, *self.data.shape, generator=self.random.device, device=self.device)
+            return drawn, labels
+        real = self.data.subset(self.config.ipc, self.config.seed)
+        order = real.labels.argsort(stable=True)
+        return self.view(to_unit(real.gather(order)[0])), labels
+
+    def _network(self, seed: int = 0) -> nn.Module:
+        network = build_network(self.config.network, self.data.num_classes, self.data.shape, seed)
+        return network.to(self.device).eval().requires_grad_(False)
+
+    def begin(self, stage: Stage) -> None:
+        """Keep the bank as it is before the first step, with the same labels: what the matching is measured against."""
+        bank = self.to_generator()
+        if self.processes.main:
+            bank.save_pretrained(self.run.path / START)
+
+    def step(self, indices: Tensor) -> dict[str, Tensor]:
+        """One iteration of every group of this process, on those of these images that are its own."""
+        found = []
+        for number, group in self.groups.own.items():
+            rows = torch.searchsorted(group.rows, indices[self.owner[indices] == number].sort().values)
+            if self.at.step % (self.config.mid_gap + 1) == 0:
+                self.train_students(group, rows)
+            found.append(self.move_images(group, rows))
+        return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
+
+    def train_students(self, group: Group, rows: Tensor) -> None:
+        """Draw a teacher, and train a student to predict like it on these images, with snapshots on the way."""
+        config, recipe = self.config, self.config.student
+        group.teacher, group.students = group.random.integer(config.teachers), []
+        teacher = self.teachers[group.teacher]
+        with torch.no_grad(), self.autocast():
+            logits = torch.cat([teacher(group.images[part])[0] for part in rows.split(config.chunk)]).float()
+        student = self._network(group.random.integer(2**31)).train().requires_grad_(True)
+        learner = Learner(student, self.view, recipe, recipe.steps(len(rows)))
+        for epoch in range(recipe.epochs):
+            order = torch.randperm(len(rows), generator=group.random.device, device=self.device)
+            for batch in order.tensor_split(recipe.batches(len(rows))):
+                learner.step(group.images[rows[batch]], logits[batch], group.random.device)
+            if epoch in self.snapshots:
+                group.students.append(deepcopy(student).eval().requires_grad_(False))
+
+    def move_images(self, group: Group, rows: Tensor) -> dict[str, Tensor]:
+        """One step up the gap between students and teacher, and down the teacher's cross-entropy (Eq. 6)."""
+        config, teacher = self.config, self.teachers[group.teacher]
+        group.velocity.mul_(config.image_momentum)
+        totals = {"gap": 0.0, "cross_entropy": 0.0}
+        for chunk in rows.split(config.chunk):
+            images = group.images[chunk].requires_grad_()
+            with self.autocast():
+                terms = prediction_terms(images, group.labels[chunk], teacher, group.students)
+            share = len(chunk) / len(rows)
+            loss = share * (config.hard_weight * terms["cross_entropy"] - terms["gap"])
+            (gradient,) = torch.autograd.grad(loss, images)
+            group.velocity.index_add_(0, chunk, gradient)
+            totals = {name: totals[name] + share * value.detach() for name, value in terms.items()}
+        group.images.add_(group.velocity, alpha=-self.rate)
+        return totals | {"gap": totals["gap"] / len(group.students)}
+
+    @property
+    def rate(self) -> float:
+        """The images' learning rate now."""
+        (stage,) = self.stages
+        return stage.lr * (0.3 if self.at.step > stage.steps / 2 else 1.0)
+
+    @property
+    def snapshots(self) -> set[int]:
+        """After which epochs, counted from 0, a student is kept."""
+        epochs, count = self.config.student_epochs, self.config.snapshots
+        return {epochs * (i + 1) // count for i in range(count)}
+
+    # What comes out.
+
+    def to_generator(self) -> ImageBank:
+        """The images as pixels, with the first teacher's labels for what they have become."""
+        config, data = self.config, self.data
+        parts = self.groups.images().split(config.chunk)
+        images = torch.cat([unit_to_uint8(self.view.inverse(part.to(self.device))) for part in parts])
+        return ImageBank.of(
+            images.unflatten(0, (data.num_classes, config.ipc)),
+            teacher=(config.network, self.teachers[0].state_dict()),
+            view=self.view,
+            class_names=data.class_names,
+            zca=config.zca,
+            mean=data.mean,
+            std=data.std,
+            training=config.identity() | {"source": data.source, "license": data.license},
+        )
+
+    def picture(self) -> Any:
+        """The first images of every class that this process has some of."""
+        rows = torch.cat([group.rows for group in self.groups.own.values()]).sort()
+        images = torch.cat([group.images for group in self.groups.own.values()])[rows.indices]
+        labels = rows.values // self.config.ipc
+        names, counts = labels.unique_consecutive(return_counts=True)
+        width = min(10, int(counts.min()))
+        shown = torch.cat([part[:width] for part in images.split(counts.tolist())][:100])
+        pixels = unit_to_uint8(self.view.inverse(shown))
+        return image_grid(pixels, width, [self.data.class_names[label] for label in names.tolist()[:100]])
+
+
+def prediction_terms(
+    images: Tensor, labels: Tensor, teacher: nn.Module, students: Sequence[nn.Module]
+) -> dict[str, Tensor]:
+    """The gap that images ascend, a sum over students, and the cross-entropy they descend; means over images.
+
+    The teacher's logits are shared by all students, which gives the gradient of the sum of separate gaps.
+    """
+    logits = teacher(images)[0]
+    gap = sum(prediction_gap(student(images)[0], logits) for student in students)
+    return {"gap": gap, "cross_entropy": F.cross_entropy(logits.float(), labels)}

@@ -1,0 +1,467 @@
+"""Adversarial prediction matching: its image step, its students, its groups, exact resume, and that it acts."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_gdd import AutoGenerator, ImageTensors, PredictionMatchingTrainer, classifiers, evaluate, load_distilled_dataset
+from hf_gdd.cli import main
+from hf_gdd.networks import build_network, frozen
+from hf_gdd.normalising import view_of
+from hf_gdd.pixels import to_unit
+from hf_gdd.report import RANDOM_REAL
+from hf_gdd.teachers import Teachers
+from hf_gdd.trainers.prediction_matching import prediction_terms
+from hf_gdd.trainers.prediction_matching_config import PRESETS, PredictionMatchingConfig
+from hf_gdd.training import Trainer
+
+DIGITS = ImageTensors.from_dataset("digits", device="cpu", progress=False)
+FEW = DIGITS.subset(12, 0)
+FAST = {"ipc": 2, "network": "convnet1", "teachers": 2, "teacher_epochs": 2, "student_epochs": 5, "iterations": 6}
+FAST |= {"log_every": 1, "checkpoint_every": 1000, "picture_every": 1000}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(Trainer, "_pictures", lambda self: None)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("teachers"))
+
+
+@pytest.fixture
+def make(tmp_path, cache):
+    def trainer(folder="run", data=FEW, **overrides):
+        settings = {"teacher_cache": cache, **FAST, **overrides}
+        return PredictionMatchingTrainer(data, preset="tiny", output_dir=tmp_path / folder, **settings)
+
+    return trainer
+
+
+@pytest.fixture
+def opened(make):
+    """A trainer at its beginning, and its only group, with networks drawn."""
+
+    def at_start(**overrides):
+        trainer = make(**overrides)
+        trainer._open(None)
+        (group,) = trainer.groups.own.values()
+        trainer.train_students(group, torch.arange(len(group.images)))
+        return trainer, group
+
+    return at_start
+
+
+def gap(trainer, group):
+    """How far the students are from their teacher on the images as they are."""
+    teacher, labels = trainer.teachers[group.teacher], group.labels
+    with torch.no_grad():
+        return prediction_terms(group.images, labels, teacher, group.students)["gap"]
+
+
+def naive_terms(images, labels, teacher, students):
+    """As the equation is written: a teacher's forward for each student, and gradients of all weights."""
+    gaps = [(student(images)[0] - teacher(images)[0]).abs().mean() for student in students]
+    return sum(gaps), F.cross_entropy(teacher(images)[0], labels)
+
+
+# ---- the step of the images
+
+
+def test_the_images_move_up_the_gap(opened):
+    trainer, group = opened(hard_weight=0.0, image_lr=0.05, image_momentum=0.0)
+    before, start = gap(trainer, group), group.images.clone()
+    trainer.move_images(group, torch.arange(20))
+    moved = group.images - start
+    rise = gap(trainer, group) - before
+    assert rise > 0
+    # To first order a step of rate r along the gradient g raises the gap by r |g|^2.
+    torch.testing.assert_close(rise, moved.square().sum() / 0.05, rtol=0.1, atol=0)
+
+
+def test_the_cross_entropy_alone_is_moved_down(opened):
+    trainer, group = opened(hard_weight=50.0, image_lr=0.05, image_momentum=0.0)
+    teacher = trainer.teachers[group.teacher]
+    before = F.cross_entropy(teacher(group.images)[0], group.labels)
+    trainer.move_images(group, torch.arange(20))
+    assert F.cross_entropy(teacher(group.images)[0], group.labels) < before
+
+
+@pytest.mark.parametrize("chunk", [3, 7, 500])
+def test_a_step_is_that_of_the_equation(opened, chunk):
+    trainer, group = opened(chunk=chunk, image_lr=2.0, image_momentum=0.0, hard_weight=0.3)
+    rows = torch.tensor([0, 3, 4, 5, 9, 11, 12, 19])
+    teacher, images = trainer.teachers[group.teacher].double(), group.images.double()
+    students = [deepcopy(student).double() for student in group.students]
+    chosen = images[rows].requires_grad_()
+    distance, hard = naive_terms(chosen, group.labels[rows], teacher, students)
+    (gradient,) = torch.autograd.grad(0.3 * hard - distance, chosen)
+    expected = images.index_add(0, rows, -2.0 * gradient)
+    terms = trainer.move_images(group, rows)
+    torch.testing.assert_close(group.images.double(), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(terms["gap"].double(), distance.detach() / 5, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(terms["cross_entropy"].double(), hard.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_momentum_and_rate_are_those_of_sgd_over_the_whole_bank(opened):
+    """Images that an iteration leaves out still coast, as under torch's SGD with a gradient of zero."""
+    trainer, group = opened(image_lr=1.5, image_momentum=0.5, iterations=4)
+    reference = group.images.clone().requires_grad_()
+    sgd = torch.optim.SGD([reference], lr=1.5, momentum=0.5)
+    teacher = trainer.teachers[group.teacher]
+    for step, rows in enumerate((torch.arange(20), torch.arange(5), torch.arange(3, 9), torch.arange(2))):
+        trainer.at.step = step
+        sgd.param_groups[0]["lr"] = 1.5 * (0.3 if step > 2 else 1.0)
+        terms = prediction_terms(reference[rows], group.labels[rows], teacher, group.students)
+        (reference.grad,) = torch.autograd.grad(0.1 * terms["cross_entropy"] - terms["gap"], reference)
+        sgd.step()
+        trainer.move_images(group, rows)
+    torch.testing.assert_close(group.images, reference.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_an_image_step_costs_at_most_two_fifths_of_the_reference():
+    """Cost 12 forwards an image, against 33 where the teacher is run for every student with gradients of weights."""
+    images, labels = torch.randn(4, 1, 28, 28), torch.arange(4)
+    teacher, *students = (build_network("convnet3", 10, (1, 28, 28), seed=i).eval() for i in range(6))
+    counts = []
+    for sharing in (True, False):
+        for network in (teacher, *students):
+            network.requires_grad_(not sharing)
+        x = images.clone().requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            if sharing:
+                terms = prediction_terms(x, labels, teacher, students)
+                distance, hard = terms["gap"], terms["cross_entropy"]
+            else:
+                distance, hard = naive_terms(x, labels, teacher, students)
+            (0.1 * hard - distance).backward()
+        counts.append(counter.get_total_flops())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        teacher(images)
+    forward = counter.get_total_flops()
+    assert counts[0] / forward == pytest.approx(12, rel=0.03)
+    assert counts[1] / forward == pytest.approx(33, rel=0.03)
+    assert counts[0] <= 0.4 * counts[1]
+
+
+def test_weights_get_no_gradients(opened):
+    trainer, group = opened()
+    assert not any(p.requires_grad for s in group.students for p in s.parameters())
+    assert not any(p.requires_grad for p in trainer.teachers[0].parameters())
+
+
+# ---- students and teachers
+
+
+def test_snapshots_come_ever_closer_to_the_teacher(opened):
+    trainer, group = opened(student_epochs=60, student_lr=0.02, data=FEW, augment="")
+    teacher = trainer.teachers[group.teacher]
+    with torch.no_grad():
+        gaps = [F.l1_loss(s(group.images)[0], teacher(group.images)[0]).item() for s in group.students]
+    assert len(gaps) == 5
+    assert gaps[-1] < 0.5 * gaps[0]
+    assert len({next(student.parameters()).sum().item() for student in group.students}) == 5
+
+
+@pytest.mark.parametrize(("epochs", "count", "expected"), [(250, 5, {50, 100, 150, 200, 250}), (7, 3, {2, 4, 7})])
+def test_when_snapshots_are_taken(make, epochs, count, expected):
+    assert make(student_epochs=epochs, snapshots=count).snapshots == expected
+
+
+def test_students_are_drawn_anew_every_third_iteration(make, monkeypatch):
+    seen, train = [], PredictionMatchingTrainer.train_students
+    monkeypatch.setattr(
+        PredictionMatchingTrainer, "train_students", lambda self, *args: seen.append(self.at.step) or train(self, *args)
+    )
+    make(iterations=8).fit()
+    assert seen == [0, 3, 6]
+
+
+def test_students_learn_from_the_images_that_the_iteration_moves(make, monkeypatch):
+    seen = []
+    monkeypatch.setattr(PredictionMatchingTrainer, "train_students", lambda self, group, rows: seen.append(rows))
+    monkeypatch.setattr(
+        PredictionMatchingTrainer,
+        "move_images",
+        lambda self, group, rows: seen.append(rows) or {"gap": torch.zeros(())},
+    )
+    make(image_batch=8, iterations=5).fit()
+    assert [len(rows) for rows in seen] == [8] * 7
+    assert torch.equal(seen[0], seen[1])
+    assert len(torch.cat([*seen[1:3]]).unique()) == 16  # the next iteration moves others
+
+
+def trained(monkeypatch):
+    """Counts the steps that classifiers are trained."""
+    steps, step = [], classifiers.Learner.step
+    monkeypatch.setattr(classifiers.Learner, "step", lambda self, *args: steps.append(1) or step(self, *args))
+    return steps
+
+
+def teachers(folder, network="convnet1", data=FEW, **settings):
+    recipe = PRESETS["tiny"].changed(teacher_epochs=3, **settings).teacher
+    return Teachers(network, data, view_of(data, zca=False), recipe, folder)
+
+
+def test_a_teacher_is_trained_once_and_the_same_in_every_run(tmp_path, monkeypatch):
+    steps = trained(monkeypatch)
+    first = teachers(tmp_path)[1]
+    count = len(steps)
+    assert count == 3 * 2
+    again, elsewhere, other = teachers(tmp_path)[1], teachers(tmp_path / "other")[1], teachers(tmp_path)[0]
+    assert len(steps) == 3 * count
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+        assert torch.equal(weight, elsewhere.state_dict()[name])
+    assert not any(
+        torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True) if a.std() > 0
+    )
+    assert not first.training
+
+
+def test_other_data_recipes_and_networks_have_teachers_of_their_own(tmp_path):
+    made = [teachers(tmp_path), teachers(tmp_path, "convnet2"), teachers(tmp_path, data=DIGITS.subset(11, 0))]
+    made += [teachers(tmp_path, teacher_lr=0.1), teachers(tmp_path, augment="")]
+    assert len({each.folder for each in made}) == 5
+
+
+def test_a_stopped_teacher_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_gdd.teachers._SAVE_EVERY", 0)
+    whole, step, steps = teachers(tmp_path / "whole")[0], classifiers.Learner.step, []
+
+    def stop(self, *args):
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(classifiers.Learner, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _ = teachers(tmp_path / "cut")[0]
+    monkeypatch.setattr(classifiers.Learner, "step", step)
+    steps = trained(monkeypatch)
+    resumed = teachers(tmp_path / "cut")[0]
+    assert len(steps) == 2
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert not list((tmp_path / "cut").rglob("*.partial"))
+
+
+def test_a_damaged_teacher_is_named(tmp_path):
+    _ = teachers(tmp_path)[0]
+    (path,) = tmp_path.rglob("*.pt")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"Delete {path}"):
+        _ = teachers(tmp_path)[0]
+
+
+# ---- the bank
+
+
+def test_a_bank_begins_with_random_real_images_and_the_first_teachers_labels(make, tmp_path):
+    trainer = make(seed=3)
+    trainer.fit()
+    start = AutoGenerator.from_pretrained(tmp_path / "run" / "start")
+    real = FEW.subset(2, 3)
+    assert torch.equal(start.images.flatten(0, 1), real.images[real.labels.argsort(stable=True)])
+    teacher, images = trainer.teachers[0].half().float(), to_unit(start.images.flatten(0, 1))
+    with torch.no_grad(), frozen(teacher):
+        expected = teacher(trainer.view(images))[0]
+    torch.testing.assert_close(start.labels.flatten(0, 1).float(), expected, atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        start.label(real.images, trainer.view).sort(0).values, start.labels.flatten(0, 1).sort(0).values
+    )
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_the_bank_holds_the_images_as_pixels(make, tmp_path, zca):
+    trainer = make(zca=zca, image_lr=20.0)
+    bank = trainer.fit()
+    unit = trainer.view.inverse(trainer.groups.images()).clamp(0, 1).view(10, 2, 1, 8, 8)
+    assert (to_unit(bank.images) - unit).abs().max() < 0.51 / 255
+    start = AutoGenerator.from_pretrained(tmp_path / "run" / "start")
+    assert (bank.images != start.images).float().mean() > 0.5
+    loaded = AutoGenerator.from_pretrained(tmp_path / "run" / "generator")
+    assert (loaded.zca, loaded.max_ipc, loaded.method) == (zca, 2, "prediction-matching")
+    assert "teacher_cache" not in loaded.config.training
+
+
+def test_noise_is_another_start(make, tmp_path):
+    make(start="noise", iterations=1).fit()
+    start = AutoGenerator.from_pretrained(tmp_path / "run" / "start")
+    expected = torch.tensor(FEW.mean).item() * 255
+    assert abs(start.images.float().mean().item() - expected) < 40
+    assert len(start.images.flatten(0, 1).unique(dim=0)) == 20
+
+
+# ---- groups
+
+
+@pytest.mark.parametrize("group_by", ["images", "classes"])
+def test_groups_divide_the_bank(make, group_by):
+    trainer = make(groups=2, group_by=group_by)
+    trainer._open(None)
+    rows = [group.rows for group in trainer.groups.own.values()]
+    assert torch.equal(torch.cat(rows).sort().values, torch.arange(20))
+    assert [len(part) for part in rows] == [10, 10]
+    labels = trainer.groups.own[0].labels
+    assert sorted(labels.unique().tolist()) == (list(range(10)) if group_by == "images" else list(range(5)))
+    assert all(torch.equal(group.labels, group.rows // 2) for group in trainer.groups.own.values())
+
+
+def test_a_group_does_not_depend_on_the_others(make, monkeypatch):
+    """So that processes can have some each."""
+    whole = make("whole", groups=2)
+    whole.fit()
+    setup = PredictionMatchingTrainer.setup
+
+    def alone(self):
+        tracked = setup(self)
+        del self.groups.own[0]
+        return tracked
+
+    monkeypatch.setattr(PredictionMatchingTrainer, "setup", alone)
+    monkeypatch.setattr(PredictionMatchingTrainer, "to_generator", lambda self: AutoGenerator)
+    monkeypatch.setattr(PredictionMatchingTrainer, "begin", lambda self, stage: None)
+    part = make("part", groups=2)
+    part._save = lambda generator: generator
+    part.fit()
+    assert torch.equal(part.groups.own[1].images, whole.groups.own[1].images)
+    assert not torch.equal(whole.groups.own[0].images, whole.groups.own[1].images)
+
+
+@pytest.mark.parametrize("settings", [{}, {"groups": 2, "image_batch": 9}, {"zca": True}])
+@pytest.mark.parametrize("stop", [2, 3])
+def test_a_run_goes_on_as_if_it_had_not_stopped(make, monkeypatch, settings, stop):
+    whole = make("whole", **settings).fit()
+    cut = make("cut", checkpoint_every=1, **settings)
+    step = cut.step
+
+    def interrupted(indices):
+        if cut.at.total == stop:
+            raise RuntimeError("power cut")
+        return step(indices)
+
+    cut.step = interrupted
+    with pytest.raises(RuntimeError, match="power cut"):
+        cut.fit()
+    resumed = make("cut", checkpoint_every=1, **settings).fit()
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_a_selection_takes_the_best(make):
+    scores = iter([0.1, 0.9, 0.5])
+    seen = []
+
+    def validate(bank, held_out):
+        seen.append(bank.fingerprint)
+        return next(scores)
+
+    data = DIGITS.subset(20, 1)
+    best = make(data=data, iterations=6).fit(validate, every=2)
+    assert len(set(seen)) == 3
+    assert best.fingerprint == seen[1]
+
+
+# ---- that it acts
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("ipc is 0", {"ipc": 0}),
+        ("teachers is 0", {"teachers": 0}),
+        ("chunk is -1", {"chunk": -1}),
+        ("image_batch is 0", {"image_batch": 0}),
+        ("image_momentum is 1", {"image_momentum": 1.0}),
+        ("hard_weight must not", {"hard_weight": -0.1}),
+        ("Unknown network 'convnet33'", {"network": "convnet33"}),
+        ("ask for one an epoch at most", {"student_epochs": 4}),
+        ("Unknown start", {"start": "mean"}),
+        ("unknown augmentation", {"augment": "blur"}),
+        ("student_lr is 0", {"student_lr": 0.0}),
+    ],
+)
+def test_impossible_settings_are_refused(words, settings):
+    with pytest.raises(ValueError, match=words):
+        PredictionMatchingConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("groups is 3, which does not divide the 2 images", {"groups": 3}),
+        ("groups is 3, which does not divide the 10 classes", {"groups": 3, "group_by": "classes"}),
+        ("has 12 images and needs 13", {"ipc": 13}),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_teachers_are_trained(make, monkeypatch, tmp_path, words, settings):
+    monkeypatch.setattr(Teachers, "prepare", lambda *args, **kwargs: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=words):
+        make(**settings).fit()
+    assert not (tmp_path / "run").exists()
+
+
+def test_published_settings():
+    assert PRESETS["paper"] == PredictionMatchingConfig()
+    large = PRESETS["tiny-imagenet-ipc50"]
+    assert (large.network, large.zca, large.image_lr, large.image_batch, large.ipc) == (
+        "convnet4",
+        False,
+        40.0,
+        500,
+        50,
+    )
+    assert {name: config.preset for name, config in PRESETS.items()} == {name: name for name in PRESETS}
+    assert PRESETS["cifar100-ipc100"].student_lr == 0.04
+    assert PRESETS["cifar10-ipc1000"].ipc == 1000
+
+
+def test_the_command_trains_judges_and_repeats(tmp_path, monkeypatch, capsys, cache):
+    monkeypatch.chdir(tmp_path)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in FAST.items()]
+    options += ["--teacher-cache", cache]
+    assert (
+        main(["distill", "--dataset", "digits", "--method", "prediction-matching", "--preset", "tiny", *options]) == 0
+    )
+    folder = "runs/digits-prediction-matching-tiny"
+    assert f"{folder}/generator" in capsys.readouterr().out
+    assert main(["distill", "--config", folder, "--output-dir", "again", "--teacher-cache", cache]) == 0
+    one, other = (AutoGenerator.from_pretrained(f"{path}/generator") for path in (folder, "again"))
+    assert one.fingerprint == other.fingerprint
+    monkeypatch.setitem(classifiers.RECIPES, "tiny", classifiers.Recipe(max_steps=3))
+    judged = ["evaluate", "again/generator", "--dataset", "digits", "--networks", "convnet1", "--n", "1"]
+    assert main([*judged, "--recipe", "tiny"]) == 0
+    report = capsys.readouterr().out
+    for row in ("prediction-matching | fixed | 2", "prediction-matching | soft | 2", f"{RANDOM_REAL} | soft | 2"):
+        assert row in report
+    assert main([*judged, "--ipc", "3"]) == 2
+    assert "holds 2 images per class" in capsys.readouterr().err
+    assert main([*judged, "--truncation", "0.5"]) == 2
+    assert "its images are stored" in capsys.readouterr().err
+    assert main(["materialize", "again/generator", "--ipc", "2", "--output-dir", "sets"]) == 0
+    judged[1] = "sets/ipc2-seed0"
+    assert main([*judged, "--recipe", "tiny"]) == 0
+    report = capsys.readouterr().out
+    assert "dataset | soft | 2" in report
+    assert "evaluate the bank itself" in report
+
+
+def test_the_bank_is_judged_as_its_materialised_set(make, tmp_path):
+    bank = make().fit()
+    test, settings = DIGITS.subset(5, 9), {"networks": "convnet1", "n": 2, "recipe": classifiers.Recipe(max_steps=20)}
+    rows = [
+        evaluate(source, test, real=FEW, with_baselines=False, name="x", progress=False, **settings).results
+        for source in (bank, load_distilled_dataset(bank, ipc=2, cache_dir=tmp_path))
+    ]
+    found = [[(row.protocol, row.accuracies, row.stored_bytes) for row in each] for each in rows]
+    assert found[0] == found[1]
+    assert [r.protocol for r in rows[0]] == ["fixed", "soft"]
+    assert rows[0][1].stored_bytes == rows[0][0].stored_bytes + 20 * 10 * 2
