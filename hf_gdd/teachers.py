@@ -43,6 +43,7 @@ class Teachers:
         self, network: str, data: ImageTensors, view: View, recipe: Recipe, folder: str | Path | None = None
     ) -> None:
         self.network, self.data, self.view, self.recipe = network, data, view, recipe
+        self.loaded: dict[int, nn.Module] = {}
         key = [network, data.fingerprint, type(view).__name__, asdict(recipe)]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = Path(folder or DEFAULT_CACHE) / f"{network}-{digest}"
@@ -61,14 +62,21 @@ class Teachers:
         logger.info("Teachers are kept in %s.", self.folder)
 
     def __getitem__(self, number: int) -> nn.Module:
-        """Teacher `number` on the data's device, in eval mode, without gradients of its weights."""
-        self.prepare([number])
-        network = self._built(number)
-        try:
-            network.load_state_dict(load_state(self._path(number), self.data.device))
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{error} Delete {self._path(number)}, and it is trained again.") from error
-        return network.eval().requires_grad_(False)
+        """Teacher `number` on the data's device, in eval mode, without gradients of its weights.
+
+        Raises:
+            ValueError: its file is damaged.
+
+        """
+        if number not in self.loaded:
+            self.prepare([number])
+            network = self._built(number)
+            try:
+                network.load_state_dict(load_state(self._path(number)))
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(f"{error} Delete {self._path(number)}, and it is trained again.") from error
+            self.loaded[number] = network.eval().requires_grad_(False)
+        return self.loaded[number]
 
     def _train(self, number: int, bar: tqdm) -> None:
         """Train one, going on where a stopped run left it."""

@@ -45,7 +45,7 @@ class Trainer:
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     presets: ClassVar[dict[str, TrainingConfig]] = {"paper": TrainingConfig()}
     largest: ClassVar[int] = MAX_SIZE  # side of an image in pixels
-    divides_batches: ClassVar[bool] = True  # among processes; else each takes from the whole batch what is its own
+    divides_batches: ClassVar[bool] = True  # among processes; else each takes all of the batch to work of its own
 
     def __init__(
         self,
@@ -120,6 +120,11 @@ class Trainer:
     def num_rows(self) -> int:
         """How many rows there are for a step to be given some of: those of `self.data`."""
         return len(self.data)
+
+    @property
+    def batches_a_step(self) -> int:
+        """How many parts of the work, over all processes, take those rows in one step."""
+        return 1
 
     def setup(self) -> dict[str, Any]:
         """Build everything; returns all that changes while training, each with `state_dict` and `load_state_dict`."""
@@ -213,7 +218,7 @@ class Trainer:
         metrics = self.step(self.processes.part(indices) if self.divides_batches else indices)
         self.at.step += 1
         self.at.total += 1
-        self.log.add(self.at.total, len(indices), metrics)
+        self.log.add(self.at.total, len(indices) * self.batches_a_step, metrics)
         if self.logging:
             self.log.fetch()  # waits for the device, so that its time is counted
         self.at.seconds += time.perf_counter() - started

@@ -15,6 +15,7 @@ from hf_gdd.augment import (
     saturation,
     scale,
 )
+from hf_gdd.classifiers import policy
 
 ALL = "flip_color_crop_scale_rotate_cutout"
 OPERATIONS = [
@@ -230,6 +231,20 @@ def test_one_geometric_operation_is_chosen_for_the_whole_call(images):
         assert len(matching) == 1
         met |= matching
     assert met == {"crop", "scale", "rotate"}
+
+
+def test_a_single_operation_is_one_of_all_listed(images):
+    """As DSA was published: colour counts as one, and every one is met."""
+    words = ("color", "crop", "cutout", "flip", "scale", "rotate")
+    augment, met = Augment("_".join(words), single=True), []
+    for seed in range(60):
+        draw = augment.draw(6, torch.Generator().manual_seed(seed))
+        result = augment(images, draw)
+        matching = [word for word in words if torch.equal(result, Augment(word)(images, draw))]
+        assert len(matching) == 1
+        met += matching
+    assert set(met) == set(words)
+    assert policy("dsa") == Augment("color_crop_cutout_flip_scale_rotate", single=True)
 
 
 def test_operations_follow_in_the_stated_order(images, generator):

@@ -20,7 +20,7 @@ from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import build_network
-from hf_gdd.normalising import Normaliser
+from hf_gdd.normalising import Normaliser, Whitener
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
 from hf_gdd.rng import noise
 
@@ -505,3 +505,118 @@ def test_an_autoencoders_reconstruction_is_judged():
 def test_quality_needs_the_real_set():
     with pytest.raises(ValueError, match="pass real="):
         evaluate(Stub(), toy(), ipc=2, quality=True, **NO_PROBLEM)
+
+
+# Soft labels.
+
+
+class Teacher:
+    """Says of every image of class k what it is told to say of k: logits [K, K]; and counts what it labelled."""
+
+    def __init__(self, said):
+        self.said, self.labelled = said, []
+
+    def of(self, labels):
+        return self.said[labels].half()
+
+
+def soft_stub(said, **options):
+    """A generator of toy images with a teacher's labels, which it also gives to other images, by their brightness."""
+    stub, teacher = Stub(max_ipc=20, **options), Teacher(torch.tensor(said))
+    stub.soft_labels = lambda labels, indices: teacher.of(labels)
+
+    def label(images, view):
+        teacher.labelled.append((len(images), view))
+        return teacher.of(((images.float().mean((1, 2, 3)) - 35) / stub.contrast).round().long().clamp(0, 2))
+
+    stub.label = label
+    return stub, teacher
+
+
+RIGHT, TURNED = [[9.0, 0, 0], [0, 9, 0], [0, 0, 9]], [[0, 9.0, 0], [0, 0, 9], [9, 0, 0]]
+LEARNS = {"networks": "convnet1", "n": 2, "progress": False}
+LEARNS |= {"recipe": Recipe(max_steps=80, lr=0.02, batch_size=20, augment="")}
+
+
+def test_under_soft_networks_learn_the_logits_and_under_fixed_the_labels():
+    stub, teacher = soft_stub(TURNED)
+    report = evaluate(stub, toy(seed=1), real=toy(), ipc=10, **LEARNS)
+    found = {(row.name, row.protocol): row for row in report.results}
+    assert found["stub", "fixed"].mean > 0.9
+    assert found["stub", "soft"].mean < 0.1
+    assert found[RANDOM_REAL, "fixed"].mean > 0.9
+    assert found[RANDOM_REAL, "soft"].mean < 0.1
+    assert ("full data", "soft") not in found
+    assert [number for number, _ in teacher.labelled] == [30, 30]  # a subset for each network
+    assert found["stub", "soft"].stored_bytes == found["stub", "fixed"].stored_bytes + 30 * 3 * 2
+    assert found[RANDOM_REAL, "soft"].stored_bytes == found["stub", "soft"].stored_bytes
+    assert not report.problems
+
+
+def test_both_protocols_are_taken_for_a_bank_and_fixed_never_stays_away():
+    stub, _ = soft_stub(RIGHT)
+    for asked, expected in ((None, ["fixed", "soft"]), ("soft", ["fixed", "soft"]), ("fixed", ["fixed"])):
+        report = evaluate(stub, toy(), ipc=2, protocol=asked, **NO_PROBLEM)
+        assert [row.protocol for row in report.results] == expected
+    assert [row.protocol for row in evaluate(Stub(), toy(), ipc=2, **NO_PROBLEM).results] == ["fixed"]
+
+
+def test_all_images_of_a_bank_are_judged_unless_told_otherwise():
+    assert {row.ipc for row in evaluate(Stub(max_ipc=5), toy(), **NO_PROBLEM).results} == {5}
+
+
+def test_a_set_with_soft_labels_is_judged_by_them_too():
+    data = toy()
+    soft = replace(data, soft_labels=torch.tensor(TURNED)[data.labels].half())
+    report = evaluate(soft.to_dataset(), toy(seed=1), real=data, **LEARNS)
+    found = {(row.name, row.protocol): row.mean for row in report.results}
+    assert found["dataset", "fixed"] > 0.9
+    assert found["dataset", "soft"] < 0.1
+    assert report.problems == (
+        "no random-real baseline with soft labels of the same teacher: evaluate the bank itself, with real=",
+    )
+
+
+def test_baselines_of_many_banks_can_be_taken_at_once():
+    stub, _ = soft_stub(RIGHT)
+    shared = baselines(toy(), toy(seed=1), ipcs=(2, 4), bank=stub, **NO_PROBLEM)
+    assert [(row.protocol, row.ipc) for row in shared.results] == [
+        *(("fixed", 2), ("soft", 2), ("fixed", 4), ("soft", 4), ("fixed", None))
+    ]
+    banks = [evaluate(stub, toy(seed=1), real=toy(), ipc=ipc, with_baselines=False, **NO_PROBLEM) for ipc in (2, 4)]
+    assert not Report.merge([shared, *banks]).problems
+
+
+def test_a_whitened_bank_is_judged_through_whitened_images(monkeypatch):
+    stub, teacher = soft_stub(RIGHT)
+    stub.zca = True
+    report = evaluate(stub, toy(), real=toy(), ipc=2, **NO_PROBLEM)
+    assert "whitened" in report.normalisation
+    assert {type(view) for _, view in teacher.labelled} == {Whitener}
+    assert "whitened" not in evaluate(stub, toy(), ipc=2, **NO_PROBLEM).normalisation
+
+
+def test_a_step_on_logits_is_one_of_their_mean_absolute_difference():
+    data = toy()
+    student, images = learner(data, Recipe(augment="")), data.images[:6]
+    with torch.no_grad():
+        expected = (student.network(student.normalise(images / 255))[0] - 1).abs().mean()
+    torch.testing.assert_close(student.step(images, torch.ones(6, 3), random()), expected)
+
+
+def test_floats_are_taken_as_they_are():
+    data = toy()
+    one, other = learner(data), learner(data)
+    loss = one.step(data.images[:6], data.labels[:6], random())
+    torch.testing.assert_close(loss, other.step(one.normalise(data.images[:6] / 255), data.labels[:6], random()))
+
+
+def test_the_rate_falls_to_a_tenth_after_half():
+    """As the public code, which drops it at epoch E/2 + 1 of E + 1."""
+    student = learner(toy(), Recipe(schedule="halved", lr=0.5), steps=251)
+    rates = []
+    for _ in range(251):
+        rates.append(student.optimizer.param_groups[0]["lr"])
+        student.optimizer.step()
+        student.schedule.step()
+    assert rates == [0.5] * 126 + [0.05] * 125

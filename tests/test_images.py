@@ -1,16 +1,17 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, config
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, config
 from PIL import Image as Pillow
 
 from hf_gdd.images import ImageTensors, features, fits_on_device
-from hf_gdd.pixels import encode_png, tanh_to_uint8, to_tanh, to_unit
+from hf_gdd.pixels import encode_png, tanh_to_uint8, to_tanh, to_unit, unit_to_uint8
 from hf_gdd.reading import DIGITS
 
 NAMES = ("cat", "dog", "eel")
@@ -282,6 +283,8 @@ def test_ranges():
     assert to_tanh(levels)[[0, -1]].tolist() == [-1, 1]
     assert torch.equal(tanh_to_uint8(to_tanh(levels)), levels)
     assert tanh_to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+    assert torch.equal(unit_to_uint8(to_unit(levels)), levels)
+    assert unit_to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 
 # ---- storage
@@ -413,3 +416,41 @@ def test_require_trainable():
     oblong = ImageTensors(data.images[..., :4, :], data.labels, NAMES, "toy", data.device)
     with fails("8x4", "squares", "image_size=32"):
         oblong.require_trainable()
+
+
+def softly():
+    data = tensors()
+    return replace(data, soft_labels=torch.arange(len(data) * data.num_classes).view(len(data), -1).half())
+
+
+def test_soft_labels_stay_with_their_images(tmp_path):
+    data = softly()
+    written = data.to_dataset()
+    assert written.features["soft_label"] == List(Value("float16"), length=data.num_classes)
+    written.to_parquet(tmp_path / "train.parquet")
+    read = ImageTensors.from_dataset(tmp_path, device="cpu", progress=False)
+    for again in (load(written), load(written.with_format("torch")), read):
+        assert torch.equal(again.soft_labels, data.soft_labels)
+        assert again.fingerprint == data.fingerprint
+    assert data.fingerprint != tensors().fingerprint
+    rows = torch.tensor([4, 0])
+    assert torch.equal(data.gather_soft(rows), data.soft_labels[rows].float())
+    for part in (data.subset(2, 0), *data.split(0.3)):
+        places = [(data.images == image).flatten(1).all(1).nonzero().item() for image in part.images]
+        assert torch.equal(part.soft_labels, data.soft_labels[places])
+    assert data.stored_bytes == data.images.nbytes + 2 * data.soft_labels.numel()
+
+
+def test_a_column_of_that_name_that_is_not_ours_is_left_alone():
+    written = softly().to_dataset()
+    for feature in (Value("string"), List(Value("float16"), length=2)):
+        values = ["a"] * len(written) if feature == Value("string") else [[0.0, 1.0]] * len(written)
+        foreign = written.remove_columns("soft_label").add_column("soft_label", values, feature=feature)
+        assert load(foreign).soft_labels is None
+
+
+def test_soft_labels_that_are_no_numbers_are_refused():
+    data = softly()
+    data.soft_labels[3, 0] = torch.nan
+    with fails("soft_label", "not finite"):
+        load(data.to_dataset())

@@ -109,8 +109,13 @@ class PredictionMatchingTrainer(Trainer):
 
     @property
     def num_rows(self) -> int:
-        """Images in the bank."""
-        return self.config.ipc * self.data.num_classes
+        """Images in a group; those of an iteration have the same places in all groups."""
+        return self.config.ipc * self.data.num_classes // self.config.groups
+
+    @property
+    def batches_a_step(self) -> int:
+        """One for each group."""
+        return self.config.groups
 
     def check_processes(self) -> None:
         """Refuse groups that do not divide the bank, or that the processes do not divide.
@@ -140,12 +145,11 @@ class PredictionMatchingTrainer(Trainer):
         self.processes.wait()
 
         images, labels = self._first()
-        place = torch.arange(self.num_rows, device=self.device)
-        place = place % config.ipc if config.group_by == "images" else place // config.ipc
-        self.owner = place * config.groups // (int(place.max()) + 1)
+        place = torch.arange(len(images), device=self.device)
+        part, parts = (place % config.ipc, config.ipc) if config.group_by == "images" else (labels, data.num_classes)
         own = {}
         for number in range(self.processes.index, config.groups, self.processes.count):
-            rows = (self.owner == number).nonzero().flatten()
+            rows = place[part * config.groups // parts == number]
             own[number] = Group(rows, images[rows], labels[rows], Random(config.seed, self.device, stream=number + 1))
         self.groups = Groups(own, self.processes, self._network)
         return {"groups": self.groups}
@@ -154,8 +158,8 @@ class PredictionMatchingTrainer(Trainer):
         """Images as networks see them and labels, class after class."""
         labels = torch.arange(self.data.num_classes, device=self.device).repeat_interleave(self.config.ipc)
         if self.config.start == "noise":
-            drawn = torch.randn(self.num_rows, *self.data.shape, generator=self.random.device, device=self.device)
-            return drawn, labels
+            shape = (len(labels), *self.data.shape)
+            return torch.randn(shape, generator=self.random.device, device=self.device), labels
         real = self.data.subset(self.config.ipc, self.config.seed)
         order = real.labels.argsort(stable=True)
         return self.view(to_unit(real.gather(order)[0])), labels
@@ -171,13 +175,12 @@ class PredictionMatchingTrainer(Trainer):
             bank.save_pretrained(self.run.path / START)
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """One iteration of every group of this process, on those of these images that are its own."""
+        """One iteration of every group of this process, on its images of these places."""
         found = []
-        for number, group in self.groups.own.items():
-            rows = torch.searchsorted(group.rows, indices[self.owner[indices] == number].sort().values)
+        for group in self.groups.own.values():
             if self.at.step % (self.config.mid_gap + 1) == 0:
-                self.train_students(group, rows)
-            found.append(self.move_images(group, rows))
+                self.train_students(group, indices)
+            found.append(self.move_images(group, indices))
         return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
 
     def train_students(self, group: Group, rows: Tensor) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_gdd.classifiers import Recipe
+from hf_gdd.classifiers import Recipe, policy
 from hf_gdd.networks import NETWORK_NAMES
 from hf_gdd.settings import TrainingConfig, require_choice, require_positive
 
@@ -98,7 +98,9 @@ class PredictionMatchingConfig(TrainingConfig):
             raise ValueError(
                 f"{self.snapshots} snapshots of {self.student_epochs} student_epochs: ask for one an epoch at most."
             )
-        self.teacher, self.student  # noqa: B018, which refuse what no classifier can be trained by
+        for recipe in (self.teacher, self.student):  # which refuse what no classifier can be trained by
+            if policy(recipe.augment).of_unit:
+                raise ValueError(f"augment {self.augment!r} is for images in unit range, which a bank's are not.")
 
     @property
     def teacher(self) -> Recipe:
@@ -148,11 +150,11 @@ PRESETS = {
         preset="lite",
         ipc=10,
         zca=False,
-        teachers=3,
-        teacher_epochs=4,
-        teacher_batch_size=128,
+        teachers=2,
+        teacher_epochs=1,
+        teacher_batch_size=64,
         iterations=60,
-        student_epochs=50,
+        student_epochs=40,
         student_lr=0.05,
         augment="color_crop",
         checkpoint_every=20,
@@ -164,12 +166,11 @@ PRESETS = {
         ipc=10,
         network="convnet2",
         zca=False,
-        teachers=5,
-        teacher_epochs=30,
+        teachers=3,
+        teacher_epochs=20,
         teacher_batch_size=64,
         iterations=150,
-        student_epochs=100,
-        student_batch_size=64,
+        student_epochs=80,
         student_lr=0.05,
         augment="color_crop",
         checkpoint_every=50,
