@@ -161,8 +161,8 @@ class Augment:
 
     Attributes:
         policy: the operations.
-        single: apply only one of those listed, `color` counting as one, the same one for the whole call; that is DSA
-            as first published.
+        single: apply only one of those listed, `color` counting as one, the same one for the whole call, as the public
+            DSA code does (there the corners of scale and rotate are aligned; here, as in DiM, they are not).
 
     Raises:
         ValueError: the policy names an unknown operation.

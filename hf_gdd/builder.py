@@ -12,7 +12,7 @@ import torch
 from datasets.builder import Key
 
 from hf_gdd.generators.auto import AutoGenerator
-from hf_gdd.generators.base import Generator, check_ipc
+from hf_gdd.generators.base import Generator, check_ipc, has_soft_labels
 from hf_gdd.images import features
 from hf_gdd.pixels import encode_png
 from hf_gdd.rng import check_seed
@@ -110,8 +110,7 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
 
 
 def _features(generator: Generator) -> datasets.Features:
-    first = torch.zeros(1, dtype=torch.int64)
-    return features(generator.class_names, soft=generator.soft_labels(first, first) is not None)
+    return features(generator.class_names, soft=has_soft_labels(generator))
 
 
 def load_distilled_dataset(

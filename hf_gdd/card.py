@@ -23,7 +23,7 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
 
     Args:
         repo: what `load_distilled_dataset` is to be given, a repo id or a folder.
-        config: of the generator: class_names, image_shape and training; of a bank also ipc and teacher.
+        config: of the generator: class_names, image_shape and training; of a bank also ipc, teacher and zca.
         report: what it is worth, if it was evaluated.
 
     """
@@ -53,6 +53,7 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         paper=PAPERS.get(method),
         held=config.get("ipc"),
         soft=config.get("teacher"),
+        zca=config.get("zca", False),
         class_names=config["class_names"],
         size=f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}",
         table=report.markdown() if report else None,
@@ -132,9 +133,10 @@ train = load_dataset("{repo}", "{first}", split="train")
 
 {table}
 
-To train on such a fixed set is the protocol `fixed` of hf_gdd; a network is then tested on real images. The generator's
-card says what accuracy to expect, beside random real images of the same number. The images are no anonymisation of the
-real ones, repeat their biases, and may show something else than their label says.
+To train on such a fixed set is the protocol `fixed` of hf_gdd, or `soft` where a column `soft_label` holds a teacher's
+logits to be predicted instead of the label; a network is then tested on real images. The generator's card says what
+accuracy to expect, beside random real images of the same number. The images are no anonymisation of the real ones,
+repeat their biases, and may show something else than their label says.
 """
 
 

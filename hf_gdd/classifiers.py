@@ -218,6 +218,12 @@ def fit_classifier(
     return learner.network
 
 
+def shuffled(images: int, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Row numbers of the batches of one epoch, each row once."""
+    order = torch.randperm(images, generator=generator, device=generator.device)
+    return order.tensor_split(recipe.batches(images))
+
+
 def epochs_of(
     data: ImageTensors | Sequence[ImageTensors], recipe: Recipe, generator: torch.Generator, soft: bool = False
 ) -> Iterable[tuple[Tensor, Tensor]]:
@@ -226,8 +232,7 @@ def epochs_of(
     With `soft`, the labels of a batch are the logits [B, K] that are stored with the images.
     """
     for each in itertools.cycle([data] if isinstance(data, ImageTensors) else data):
-        order = torch.randperm(len(each), generator=generator, device=generator.device)
-        for indices in order.tensor_split(recipe.batches(len(each))):
+        for indices in shuffled(len(each), recipe, generator):
             images, labels = each.gather(indices)
             yield images, each.gather_soft(indices) if soft else labels
 

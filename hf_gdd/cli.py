@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 from hf_gdd.builder import load_distilled_dataset
 from hf_gdd.evaluation import as_images, evaluate
 from hf_gdd.generators.auto import AutoGenerator
-from hf_gdd.generators.base import Generator, changed_sampling, check_ipc
+from hf_gdd.generators.base import Generator, changed_sampling, check_image_seed, check_ipc
 from hf_gdd.hub import CONFIG_NAME, PIPELINE_NAME
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.progress import Interrupted
@@ -135,6 +135,7 @@ class Materialize:
         generator = _loaded(self.generator, self.revision, self.classes)
         if not self.ipc:
             raise ValueError("--ipc names no number of images per class: pass --ipc 10, say.")
+        check_image_seed(generator, self.seed)
         for ipc in self.ipc:
             check_ipc(generator, ipc)
         sampling = changed_sampling(generator, **{name: getattr(self, name) for name in SAMPLING})
@@ -206,6 +207,7 @@ class Evaluate:
         n: networks of each architecture.
         recipe: of their training: `paper`, `imagenet-subset`, `prediction-matching`, or `tiny` for the 8x8 digits.
         quality: also judge the images themselves: precision, recall, density, coverage, Frechet distance, diversity.
+        zca: whether networks see whitened images; needed for a set that was made of a bank whose teacher did.
         seed: of the images and of the first network.
         test_split: name of the real test split.
         revision: branch, tag or commit of the generator's repo.
@@ -228,6 +230,7 @@ class Evaluate:
     n: int = 5
     recipe: Literal["paper", "imagenet-subset", "prediction-matching", "tiny"] = "paper"
     quality: bool = False
+    zca: bool | None = None
     seed: int = 0
     test_split: str = "test"
     revision: str | None = None
@@ -267,6 +270,7 @@ class Evaluate:
             n=self.n,
             recipe=self.recipe,
             quality=self.quality,
+            zca=self.zca,
             sampling=changed_sampling(train, **given) if is_generator else None,
             seed=self.seed,
         )

@@ -8,7 +8,7 @@ import torch
 from datasets import DatasetDict
 
 from hf_gdd.classifiers import Recipe, find_recipe
-from hf_gdd.generators.base import Generator, check_ipc
+from hf_gdd.generators.base import Generator, check_ipc, has_soft_labels
 from hf_gdd.images import ImageTensors
 from hf_gdd.judging import Judge, pool_size
 from hf_gdd.networks import NetworkSpec
@@ -36,6 +36,7 @@ def evaluate(
     name: str | None = None,
     with_baselines: bool = True,
     quality: bool = False,
+    zca: bool | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
@@ -64,6 +65,8 @@ def evaluate(
         with_baselines: False if they are in another report that this one will be merged with.
         quality: also judge the images themselves (see `hf_gdd.report.Quality`), by `n` networks of the first
             architecture that are trained on all of `real`.
+        zca: whether networks see images whitened over `real`, as the teacher of soft labels may have. A bank knows; of
+            a data set it must be said.
         device: where to train; the generator's, else CUDA if there is one.
         progress: show a bar.
 
@@ -80,7 +83,7 @@ def evaluate(
     test = as_images(test, "test", device)
     real = None if real is None else as_images(real, "train", device)
     own = as_images(train, "train", device) if generator is None else None
-    soft = _has_soft_labels(own if generator is None else generator)
+    soft = has_soft_labels(generator) if own is None else own.soft_labels is not None
     protocols = ("fixed", SOFT)[: 1 + soft] if protocol is None else _several(protocol)
     protocols = tuple(dict.fromkeys(("fixed", *protocols))) if SOFT in protocols else protocols
     _check_request(generator, ipcs, protocols, soft)
@@ -94,7 +97,7 @@ def evaluate(
     if real is not None and (with_baselines or quality):
         for size in ipcs:
             real.require_ipc(size)
-    view, origin = _view(generator, own, real)
+    view, origin = _view(generator, own, real, _zca(generator) if zca is None else zca)
     judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress)
 
     results, scores, made = [], [], None
@@ -143,7 +146,9 @@ def baselines(
     for ipc in ipcs:
         real.require_ipc(ipc)
     check_seed(seed)
-    view, origin = _view(bank, None, real)
+    if bank is not None and not has_soft_labels(bank):
+        raise ValueError("This bank has hard labels alone: leave it out.")
+    view, origin = _view(bank, None, real, _zca(bank))
     judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress)
     return judge.report(judge.baselines(real, ipcs, bank and bank.label), _origin(None, None, real), origin)
 
@@ -177,16 +182,21 @@ def _ipc_of(data: ImageTensors, asked: tuple[int, ...], exact: bool) -> int:
     return len(data) // data.num_classes
 
 
-def _has_soft_labels(data: Generator | ImageTensors) -> bool:
-    if isinstance(data, ImageTensors):
-        return data.soft_labels is not None
-    first = torch.zeros(1, dtype=torch.int64)
-    return data.soft_labels(first, first) is not None
+def _zca(generator: Generator | None) -> bool:
+    return getattr(generator, "zca", False)  # which banks alone have
 
 
-def _view(generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None) -> tuple[View, str]:
-    """The real set's statistics where there is one, else those the generator carries, else the set's own."""
-    zca = bool(getattr(generator, "zca", False))
+def _view(
+    generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None, zca: bool
+) -> tuple[View, str]:
+    """The real set's statistics where there is one, else those the generator carries, else the set's own.
+
+    Raises:
+        ValueError: images are to be whitened, but over nothing.
+
+    """
+    if zca and real is None:
+        raise ValueError("Networks are to see images whitened over the real training set: pass real=, or zca=False.")
     if real is not None:
         return view_of(real, zca), "the real training set" + (", whitened (ZCA)" if zca else "")
     if generator is not None:

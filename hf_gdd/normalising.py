@@ -87,4 +87,10 @@ View = Normaliser | Whitener
 
 def view_of(data: ImageTensors, zca: bool) -> View:
     """The statistics of a real training set, of its pixels together or of its channels."""
-    return Whitener.fitted(data) if zca else Normaliser(data.mean, data.std)
+    return _whitener(data) if zca else Normaliser(data.mean, data.std)
+
+
+@lru_cache(maxsize=1)
+def _whitener(data: ImageTensors) -> Whitener:
+    """Fitted once for a training and its evaluation: it takes seconds."""
+    return Whitener.fitted(data)

@@ -8,7 +8,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hf_gdd.builder import load_distilled_dataset
 from hf_gdd.card import dataset_text, union
-from hf_gdd.generators.base import Generator
+from hf_gdd.generators.base import Generator, check_image_seed
 from hf_gdd.upload import PushError
 
 RECORD = "hf_gdd"  # the key of the card's metadata that tells what made each configuration
@@ -40,7 +40,7 @@ def push_distilled_dataset(
         generator: makes the images.
         repo_id: of a data set repo; made if absent.
         ipc: images per class, one or several.
-        seed: another one gives other images, in configurations of their own.
+        seed: another one gives other images, in configurations of their own; not of a bank.
         sampling: overrides the generator's own.
         private: of a repo made here; the account's default if None.
         token: with write access; the logged-in one if None.
@@ -56,6 +56,7 @@ def push_distilled_dataset(
         PushError: configurations before the one named are complete; the message says what to do.
 
     """
+    check_image_seed(generator, seed)
     sampling = sampling or generator.sampling
     sizes = (ipc,) if isinstance(ipc, int) else tuple(ipc)
     sets = {

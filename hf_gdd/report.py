@@ -24,7 +24,8 @@ class Result:
         generator_seed: of the training that made the generator; None where there is none.
         steps: SGD steps of each network.
         distinct_images: how many different images one network saw.
-        stored_bytes: of the artefact: raw uint8 pixels for a set, weights for a generator.
+        stored_bytes: of the artefact: raw uint8 pixels for a set, and float16 logits under `soft`; weights for a
+            generator.
         seconds: wall time of all n networks together.
         sampling: what changed the generator's pixels, such as "truncation=1.0"; None where there is no generator.
         generator: its fingerprint: these weights and no others were judged.
@@ -109,7 +110,7 @@ class Report:
         train: source and fingerprint of the real training set, or of the set evaluated if no real one was given.
         test: source and fingerprint of the test set.
         recipe: fields of the `Recipe` every network was trained by.
-        normalisation: where the mean and deviation came from.
+        normalisation: where the statistics that images are normalised by came from.
         device: the device's name.
         versions: of the libraries that matter.
         quality: of sets of images, where it was asked for.

@@ -156,7 +156,7 @@ def start_settings(settings: dict[str, Any], folder: str | None, lengths: Sequen
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and primitives in one file, whole or not at all."""
-    part = path.with_suffix(".part")
+    part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         torch.save(state, file)
         file.flush()

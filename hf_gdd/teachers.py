@@ -3,11 +3,14 @@
 import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.constants import HF_HOME
 from torch import nn
@@ -23,12 +26,13 @@ from hf_gdd.runs import load_state, save_state
 logger = logging.getLogger("hf_gdd")
 
 DEFAULT_CACHE = Path(HF_HOME) / "hf_gdd" / "teachers"
+VERSION = 1  # raise it when equal settings begin to give other teachers: old ones are then left behind
 _STREAM = 0x7EAC  # keeps their draws apart from those of the runs that use them
 _SAVE_EVERY = 10  # seconds of training that a stop can cost, and the epoch it stops
 
 
 class Teachers:
-    """Teacher i is the same network in every run on the same data; it is trained when it is first asked for.
+    """Teacher i serves every run on the same data, by the same recipe; it is trained when it is first asked for.
 
     Args:
         network: architecture.
@@ -44,13 +48,17 @@ class Teachers:
     ) -> None:
         self.network, self.data, self.view, self.recipe = network, data, view, recipe
         self.loaded: dict[int, nn.Module] = {}
-        key = [network, data.fingerprint, type(view).__name__, asdict(recipe)]
+        key = [VERSION, network, data.fingerprint, type(view).__name__, asdict(recipe)]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = Path(folder or DEFAULT_CACHE) / f"{network}-{digest}"
 
+    def missing(self, numbers: Iterable[int]) -> list[int]:
+        """Which of these are not kept yet."""
+        return [number for number in numbers if not self._path(number).exists()]
+
     def prepare(self, numbers: Iterable[int], progress: bool = True) -> None:
         """Train those of these teachers that are not kept yet."""
-        missing = [number for number in numbers if not self._path(number).exists()]
+        missing = self.missing(numbers)
         if not missing:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,11 +88,10 @@ class Teachers:
 
     def _train(self, number: int, bar: tqdm) -> None:
         """Train one, going on where a stopped run left it."""
-        steps, partial = self.recipe.steps(len(self.data)), self._path(number).with_suffix(".partial")
+        steps, partial = self.recipe.steps(len(self.data)), self._partial(number)
         learner, done = Learner(self._built(number), self.view, self.recipe, steps), 0
         random = Random(derive(number, _STREAM), self.data.device)
-        if partial.exists():
-            state = load_state(partial, self.data.device)
+        if state := self._begun(partial):
             learner.load_state_dict(state["learner"])
             random.load_state_dict(state["random"])
             done = state["done"]
@@ -98,9 +105,9 @@ class Teachers:
                 bar.update()
             if time.monotonic() - saved > _SAVE_EVERY:
                 state = {"learner": learner.state_dict(), "random": random.state_dict(), "done": done}
-                save_state(partial, state)
+                _save(partial, state)
                 saved = time.monotonic()
-        save_state(self._path(number), learner.network.state_dict())
+        _save(self._path(number), learner.network.state_dict())
         partial.unlink(missing_ok=True)
 
     def _built(self, number: int) -> nn.Module:
@@ -109,3 +116,23 @@ class Teachers:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"teacher-{number:03d}.pt"
+
+    def _partial(self, number: int) -> Path:
+        """Where a teacher is kept while it is trained; draws of one kind of device cannot go on on another."""
+        return self.folder / f"teacher-{number:03d}.{self.data.device.type}.partial"
+
+    def _begun(self, partial: Path) -> dict[str, Any] | None:
+        if not partial.exists():
+            return None
+        try:
+            return load_state(partial, self.data.device)
+        except ValueError as error:
+            warnings.warn(f"{error} This teacher is trained from its beginning.", stacklevel=2)
+            return None
+
+
+def _save(path: Path, state: Mapping[str, Any]) -> None:
+    """Whole or not at all, also if another run trains the same teacher."""
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    save_state(own, state)
+    os.replace(own, path)

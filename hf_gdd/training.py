@@ -45,7 +45,6 @@ class Trainer:
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     presets: ClassVar[dict[str, TrainingConfig]] = {"paper": TrainingConfig()}
     largest: ClassVar[int] = MAX_SIZE  # side of an image in pixels
-    divides_batches: ClassVar[bool] = True  # among processes; else each takes all of the batch to work of its own
 
     def __init__(
         self,
@@ -116,26 +115,20 @@ class Trainer:
         """The parts of the training, in order."""
         raise NotImplementedError
 
-    @property
-    def num_rows(self) -> int:
-        """How many rows there are for a step to be given some of: those of `self.data`."""
-        return len(self.data)
-
-    @property
-    def batches_a_step(self) -> int:
-        """How many parts of the work, over all processes, take those rows in one step."""
-        return 1
-
     def setup(self) -> dict[str, Any]:
         """Build everything; returns all that changes while training, each with `state_dict` and `load_state_dict`."""
         raise NotImplementedError
 
     def begin(self, stage: Stage) -> None:
-        """Prepare for a stage, such as its learning rate."""
+        """Prepare for a stage that is entered, not resumed in."""
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """One step on these of the `num_rows` rows; returns scalars to log, still on the device."""
+        """One step on this process's part of `next_rows`; returns scalars to log, still on the device."""
         raise NotImplementedError
+
+    def next_rows(self, stage: Stage) -> Tensor:
+        """What the next step works on, of which each process takes a part: row numbers of `self.data`."""
+        return self.batches.next(self._batch_size(stage))
 
     def to_generator(self) -> Generator:
         """The generator as it is now, apart from the training."""
@@ -196,7 +189,7 @@ class Trainer:
         self.run.check()
         self.check_processes()
         self.random, self.at = Random(self.config.seed, self.device), Place()
-        self.batches = Batches(self.num_rows, self.random)
+        self.batches = Batches(len(self.data), self.random)
         self.tracked = {"random": self.random, "batches": self.batches, "at": self.at, **self.setup()}
         if self.processes.main:
             self.run.claim()
@@ -213,12 +206,12 @@ class Trainer:
 
     def _advance(self, stage: Stage, bar: tqdm) -> None:
         started = time.perf_counter()
-        indices = self.batches.next(self._batch_size(stage))
+        indices = self.next_rows(stage)
         self.logging = self._due(self.config.log_every, stage, ahead=1)
-        metrics = self.step(self.processes.part(indices) if self.divides_batches else indices)
+        metrics = self.step(self.processes.part(indices))
         self.at.step += 1
         self.at.total += 1
-        self.log.add(self.at.total, len(indices) * self.batches_a_step, metrics)
+        self.log.add(self.at.total, indices.numel(), metrics)
         if self.logging:
             self.log.fetch()  # waits for the device, so that its time is counted
         self.at.seconds += time.perf_counter() - started
@@ -341,7 +334,7 @@ class Trainer:
         optimizer.step()
 
     def _batch_size(self, stage: Stage) -> int:
-        return min(stage.batch_size, self.num_rows)
+        return min(stage.batch_size, len(self.data))
 
     def check_processes(self) -> None:
         """Refuse a number of processes that the work cannot be divided among.

@@ -13,6 +13,7 @@ optimised, before they became pixels. Compare `fixed` with `fixed` and `soft` wi
 takes about two hours on two CPU cores. Stopped half way? The same command goes on; what was judged is kept as JSON.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ import tyro
 from torch import Tensor
 
 from hf_gdd import AutoGenerator, ImageTensors, PredictionMatchingTrainer, Recipe, Report, baselines, evaluate
-from hf_gdd.classifiers import find_recipe
+from hf_gdd.classifiers import find_recipe, shuffled
 from hf_gdd.judging import Judge
 from hf_gdd.report import FULL_DATA, SOFT
 from hf_gdd.rng import Random
@@ -39,9 +40,11 @@ def main(
     ipcs: tuple[int, ...] = (10,),
     networks: tuple[str, ...] = ("convnet2",),
     cross: tuple[str, ...] = (),
+    cross_n: int = 1,
     recipe: Literal["paper", "prediction-matching", "short", "tiny"] = "tiny",
     n: int = 3,
     seed: int = 0,
+    zca: bool | None = None,
     image_lr: float | None = None,
     hard_weight: float | None = None,
     held_out: float | None = None,
@@ -56,9 +59,11 @@ def main(
         ipcs: images per class.
         networks: that are trained on the bank, its start and the baselines.
         cross: architectures that the bank never met, trained on it and the baselines.
+        cross_n: networks of each of those.
         recipe: of all of them; `short` is the published one for 100 steps.
         n: networks of each architecture per row of the table.
         seed: of the training and of the first network.
+        zca: whether networks see whitened images, instead of the preset's.
         image_lr: instead of the preset's.
         hard_weight: instead of the preset's.
         held_out: judge on this part of the training images rather than on the test set, as settings are chosen.
@@ -70,21 +75,27 @@ def main(
         real, test = real.split(held_out)
     chosen = SHORT if recipe == "short" else find_recipe(recipe)
     shared = {"recipe": chosen, "n": n, "seed": seed}
-    changes = {"image_lr": image_lr, "hard_weight": hard_weight, "teacher_cache": teacher_cache}
+    changes = {"zca": zca, "image_lr": image_lr, "hard_weight": hard_weight, "teacher_cache": teacher_cache}
     changes = {name: value for name, value in changes.items() if value is not None}
     reports, banks = [], {}
     for ipc in ipcs:
         folder = output_dir / f"ipc{ipc}"
         trainer = PredictionMatchingTrainer(real, preset=preset, ipc=ipc, seed=seed, output_dir=folder, **changes)
         banks[folder] = bank = trainer.fit()
-        start = AutoGenerator.from_pretrained(folder / "start")
+        start = AutoGenerator.from_pretrained(folder / "start", device=bank.device)
         judge = Judge(test, trainer.view, networks, n, chosen, seed, progress=True)
-        alone = {"real": real, "with_baselines": False, **shared}
-        reports.append(kept(folder / "bank.json", evaluate, bank, test, networks=(*networks, *cross), **alone))
-        reports.append(kept(folder / "start.json", evaluate, start, test, networks=networks, name="start", **alone))
-        reports.append(kept(folder / "unrounded.json", unrounded, trainer, judge))
-    every = {"networks": (*networks, *cross), "bank": bank, **shared}
-    reports.insert(0, kept(output_dir / "baselines.json", baselines, real, test, ipcs=ipcs, **every))
+        alone = {"networks": networks, "real": real, "with_baselines": False, **shared}
+        reports.append(kept(folder / "bank.json", evaluate, bank, test, **alone))
+        reports.append(kept(folder / "start.json", evaluate, start, test, name="start", **alone))
+        reports.append(kept(folder / "unrounded.json", unrounded, trainer, judge, reports[-1].normalisation))
+        if cross:
+            alone |= {"networks": cross, "n": cross_n}
+            reports.append(kept(folder / "cross.json", evaluate, bank, test, **alone))
+    shared |= {"ipcs": ipcs, "bank": bank}
+    reports.insert(0, kept(output_dir / "baselines.json", baselines, real, test, networks=networks, **shared))
+    if cross:
+        shared |= {"networks": cross, "n": cross_n}
+        reports.append(kept(output_dir / "cross-baselines.json", baselines, real, test, **shared))
 
     report = Report.merge(reports)
     report.save(output_dir / "report.json")
@@ -102,13 +113,15 @@ def main(
 
 
 def kept(path: Path, judged: Callable[..., Report], *args: Any, **kwargs: Any) -> Report:
-    """A report that an earlier run left, or one that is made now."""
+    """A report that an earlier run left under the same circumstances, or one that is made now."""
+    told = [repr(x) for x in (*args, *kwargs.values()) if isinstance(x, (str, int, tuple, Recipe))]
+    path = path.with_stem(f"{path.stem}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}")
     if not path.exists():
         judged(*args, **kwargs).save(path)
     return Report.load(path)
 
 
-def unrounded(trainer: PredictionMatchingTrainer, judge: Judge) -> Report:
+def unrounded(trainer: PredictionMatchingTrainer, judge: Judge, normalisation: str) -> Report:
     """The row of the images as they were before they became pixels, with the same teacher's labels for them."""
     images = trainer.groups.images().to(judge.test.device)
     with torch.no_grad():
@@ -116,14 +129,13 @@ def unrounded(trainer: PredictionMatchingTrainer, judge: Judge) -> Report:
 
     def batches(i: int, random: Random) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            order = torch.randperm(len(images), generator=random.device, device=images.device)
-            for rows in order.tensor_split(judge.recipe.batches(len(images))):
+            for rows in shuffled(len(images), judge.recipe, random.device):
                 yield images[rows], logits[rows]
 
     row = {"name": "unrounded", "protocol": SOFT, "ipc": trainer.config.ipc}
     results = judge.train(batches, len(images), images.nbytes + logits.nbytes, **row)
     data = trainer.data
-    return judge.report(results, f"{data.source} ({data.fingerprint[:12]})", "the real training set")
+    return judge.report(results, f"{data.source} ({data.fingerprint[:12]})", normalisation)
 
 
 if __name__ == "__main__":

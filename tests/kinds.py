@@ -5,7 +5,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import nn
 
 from hf_gdd.generators.bank import ImageBank
-from hf_gdd.generators.base import DiffusionSampling, Sampling, Stored
+from hf_gdd.generators.base import DiffusionSampling, Sampling, StoredSampling
 from hf_gdd.generators.diffusion import DiffusionGenerator
 from hf_gdd.generators.dit import small_transformer
 from hf_gdd.generators.gan import ConditionalGANGenerator
@@ -68,5 +68,5 @@ def bank(seed=0, names=NAMES, shape=(1, 8, 8), ipc=12, teacher="convnet1", **rec
 
 
 KINDS = {"gan": gan, "diffusion": diffusion, "bank": bank}
-OTHER_SAMPLING = {"gan": Sampling(0.25), "diffusion": DiffusionSampling(3.0, 2, "ddim"), "bank": Stored()}
+OTHER_SAMPLING = {"gan": Sampling(0.25), "diffusion": DiffusionSampling(3.0, 2, "ddim"), "bank": StoredSampling()}
 MADE = tuple(kind for kind in KINDS if kind != "bank")  # kinds that make as many images as one asks for

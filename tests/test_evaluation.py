@@ -593,7 +593,12 @@ def test_a_whitened_bank_is_judged_through_whitened_images(monkeypatch):
     report = evaluate(stub, toy(), real=toy(), ipc=2, **NO_PROBLEM)
     assert "whitened" in report.normalisation
     assert {type(view) for _, view in teacher.labelled} == {Whitener}
-    assert "whitened" not in evaluate(stub, toy(), ipc=2, **NO_PROBLEM).normalisation
+    soft = replace(toy(), soft_labels=torch.tensor(RIGHT)[toy().labels].half())
+    seen = [evaluate(soft, toy(), real=toy(), zca=zca, **NO_PROBLEM).normalisation for zca in (None, True)]
+    assert ["whitened" in text for text in seen] == [False, True]
+    for source in ({"train": stub, "ipc": 2}, {"train": soft, "zca": True}):
+        with pytest.raises(ValueError, match="whitened over the real training set: pass real="):
+            evaluate(**source, test=toy(), **NO_PROBLEM)
 
 
 def test_a_step_on_logits_is_one_of_their_mean_absolute_difference():

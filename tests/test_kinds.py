@@ -53,6 +53,15 @@ def test_label_and_index_each_change_the_image_of_a_bank_and_the_seed_does_not()
     assert torch.equal(bank.sample(zero, one, seed=5), bank.sample(zero, one))
 
 
+def test_a_bank_may_have_hard_labels_alone(tmp_path):
+    KINDS["bank"](teacher=None).save_pretrained(tmp_path)
+    bank = AutoGenerator.from_pretrained(tmp_path)
+    assert bank.soft_labels(*requests(1)) is None
+    assert load_distilled_dataset(bank, ipc=2, cache_dir=tmp_path).column_names == ["image", "label"]
+    with pytest.raises(ValueError, match="no teacher came with it"):
+        bank.label(bank.images[0], None)
+
+
 @kinds
 @pytest.mark.parametrize(
     ("words", "labels", "indices"),

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_gdd import AutoGenerator, ImageTensors, PredictionMatchingTrainer, classifiers, evaluate, load_distilled_dataset
 from hf_gdd.cli import main
+from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.networks import build_network, frozen
 from hf_gdd.normalising import view_of
 from hf_gdd.pixels import to_unit
@@ -61,7 +62,7 @@ def opened(make):
 
 def gap(trainer, group):
     """How far the students are from their teacher on the images as they are."""
-    teacher, labels = trainer.teachers[group.teacher], group.labels
+    teacher, labels = trainer.teachers[group.teacher_number], group.labels
     with torch.no_grad():
         return prediction_terms(group.images, labels, teacher, group.students)["gap"]
 
@@ -88,7 +89,7 @@ def test_the_images_move_up_the_gap(opened):
 
 def test_the_cross_entropy_alone_is_moved_down(opened):
     trainer, group = opened(hard_weight=50.0, image_lr=0.05, image_momentum=0.0)
-    teacher = trainer.teachers[group.teacher]
+    teacher = trainer.teachers[group.teacher_number]
     before = F.cross_entropy(teacher(group.images)[0], group.labels)
     trainer.move_images(group, torch.arange(20))
     assert F.cross_entropy(teacher(group.images)[0], group.labels) < before
@@ -98,7 +99,7 @@ def test_the_cross_entropy_alone_is_moved_down(opened):
 def test_a_step_is_that_of_the_equation(opened, chunk):
     trainer, group = opened(chunk=chunk, image_lr=2.0, image_momentum=0.0, hard_weight=0.3)
     rows = torch.tensor([0, 3, 4, 5, 9, 11, 12, 19])
-    teacher, images = deepcopy(trainer.teachers[group.teacher]).double(), group.images.double()
+    teacher, images = deepcopy(trainer.teachers[group.teacher_number]).double(), group.images.double()
     students = [deepcopy(student).double() for student in group.students]
     chosen = images[rows].requires_grad_()
     distance, hard = naive_terms(chosen, group.labels[rows], teacher, students)
@@ -115,10 +116,10 @@ def test_momentum_and_rate_are_those_of_sgd_over_the_whole_bank(opened):
     trainer, group = opened(image_lr=1.5, image_momentum=0.5, iterations=4)
     reference = group.images.clone().requires_grad_()
     sgd = torch.optim.SGD([reference], lr=1.5, momentum=0.5)
-    teacher = trainer.teachers[group.teacher]
+    teacher = trainer.teachers[group.teacher_number]
     for step, rows in enumerate((torch.arange(20), torch.arange(5), torch.arange(3, 9), torch.arange(2))):
         trainer.at.step = step
-        sgd.param_groups[0]["lr"] = 1.5 * (0.3 if step > 2 else 1.0)
+        sgd.param_groups[0]["lr"] = 1.5 * (0.3 if step >= 2 else 1.0)
         terms = prediction_terms(reference[rows], group.labels[rows], teacher, group.students)
         (reference.grad,) = torch.autograd.grad(0.1 * terms["cross_entropy"] - terms["gap"], reference)
         sgd.step()
@@ -162,7 +163,7 @@ def test_weights_get_no_gradients(opened):
 
 def test_snapshots_come_ever_closer_to_the_teacher(opened):
     trainer, group = opened(student_epochs=60, student_lr=0.02, data=FEW, augment="")
-    teacher = trainer.teachers[group.teacher]
+    teacher = trainer.teachers[group.teacher_number]
     with torch.no_grad():
         gaps = [F.l1_loss(s(group.images)[0], teacher(group.images)[0]).item() for s in group.students]
     assert len(gaps) == 5
@@ -184,6 +185,32 @@ def test_students_are_drawn_anew_every_third_iteration(make, monkeypatch):
     assert seen == [0, 3, 6]
 
 
+def test_every_generation_has_a_teacher_and_weights_of_its_own(opened):
+    trainer, group = opened(teachers=2, student_lr=1e-9)
+    numbers, weights = set(), set()
+    for _ in range(8):
+        trainer.train_students(group, torch.arange(20))
+        numbers.add(group.teacher_number)
+        weights.add(round(next(group.students[0].parameters()).double().sum().item(), 4))
+    assert numbers == {0, 1}
+    assert len(weights) == 8
+
+
+def test_images_that_are_not_finite_are_neither_kept_nor_published(make, tmp_path):
+    trainer = make()
+    move = trainer.move_images
+
+    def spoil(group, rows):
+        if trainer.at.step == 5:  # the last
+            group.velocity[3] = torch.nan
+        return move(group, rows)
+
+    trainer.move_images = spoil
+    with pytest.raises(NonFiniteLossError, match="movement became nan"):
+        trainer.fit()
+    assert not (tmp_path / "run" / "generator").exists()
+
+
 def test_students_learn_from_the_images_that_the_iteration_moves(make, monkeypatch):
     seen = []
     monkeypatch.setattr(PredictionMatchingTrainer, "train_students", lambda self, group, rows: seen.append(rows))
@@ -195,7 +222,8 @@ def test_students_learn_from_the_images_that_the_iteration_moves(make, monkeypat
     make(image_batch=8, iterations=5).fit()
     assert [len(rows) for rows in seen] == [8] * 7
     assert torch.equal(seen[0], seen[1])
-    assert len(torch.cat([*seen[1:3]]).unique()) == 16  # the next iteration moves others
+    assert len({tuple(rows.sort().values.tolist()) for rows in seen[1:5]}) == 4  # every iteration draws its own
+    assert all(len(rows.unique()) == 8 for rows in seen)
 
 
 def trained(monkeypatch):
@@ -206,7 +234,7 @@ def trained(monkeypatch):
 
 
 def teachers(folder, network="convnet1", data=FEW, **settings):
-    recipe = PRESETS["tiny"].changed(teacher_epochs=3, **settings).teacher
+    recipe = PRESETS["tiny"].changed(teacher_epochs=3, **settings).teacher_recipe
     return Teachers(network, data, view_of(data, zca=False), recipe, folder)
 
 
@@ -321,19 +349,16 @@ def test_a_group_does_not_depend_on_the_others(make, monkeypatch):
     whole.fit()
     setup = PredictionMatchingTrainer.setup
 
-    def alone(self):
+    def with_another_first(self):
         tracked = setup(self)
-        del self.groups.own[0]
+        self.groups.own[0].images.mul_(-1)
         return tracked
 
-    monkeypatch.setattr(PredictionMatchingTrainer, "setup", alone)
-    monkeypatch.setattr(PredictionMatchingTrainer, "to_generator", lambda self: AutoGenerator)
-    monkeypatch.setattr(PredictionMatchingTrainer, "begin", lambda self, stage: None)
+    monkeypatch.setattr(PredictionMatchingTrainer, "setup", with_another_first)
     part = make("part", groups=2)
-    part._save = lambda generator: generator
     part.fit()
     assert torch.equal(part.groups.own[1].images, whole.groups.own[1].images)
-    assert not torch.equal(whole.groups.own[0].images, whole.groups.own[1].images)
+    assert not torch.equal(part.groups.own[0].images, whole.groups.own[0].images)
 
 
 @pytest.mark.parametrize("settings", [{}, {"groups": 2, "image_batch": 6}, {"zca": True}])
@@ -353,6 +378,21 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(make, monkeypatch, settings, sto
         cut.fit()
     resumed = make("cut", checkpoint_every=1, **settings).fit()
     assert resumed.fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize(("group_by", "size"), [("images", 1), ("classes", 2)])
+def test_a_picture_shows_what_this_process_has(make, monkeypatch, group_by, size):
+    seen = []
+    monkeypatch.setattr(prediction_matching, "image_grid", lambda *args: seen.append(args))
+    trainer = make(groups=2, group_by=group_by, zca=True)
+    trainer._open(None)
+    del trainer.groups.own[1]
+    trainer.picture()
+    ((images, columns, names),) = seen
+    assert (len(images), columns) == (10, size)
+    assert names == list("0123456789" if group_by == "images" else "01234")
+    start = FEW.subset(2, 0).images
+    assert all((start == image).flatten(1).all(1).any() for image in images)
 
 
 def test_a_selection_takes_the_best(make):
@@ -380,7 +420,7 @@ def fresh_gap(trainer, images, held_out):
     for _ in range(4):
         trainer.train_students(group, places)
         with torch.no_grad():
-            student, teacher = group.students[-1](seen)[0], trainer.teachers[group.teacher](seen)[0]
+            student, teacher = group.students[-1](seen)[0], trainer.teachers[group.teacher_number](seen)[0]
         gaps.append((student - teacher).abs().mean().item())
         right.append((student.argmax(1) == held_out.labels).float().mean().item())
     return sum(gaps) / 4, sum(right) / 4
@@ -451,19 +491,34 @@ def test_what_does_not_fit_is_refused_before_teachers_are_trained(make, monkeypa
     assert not (tmp_path / "run").exists()
 
 
+# Table A9: IPC, network, rates of images and students, ZCA, images an iteration.
+TABLE = {
+    "paper": (50, "convnet3", 1, 0.02, True, None),
+    "cifar10-ipc500": (500, "convnet3", 1, 0.02, True, 2500),
+    "cifar10-ipc1000": (1000, "convnet3", 1, 0.02, True, 2500),
+    "cifar100-ipc10": (10, "convnet3", 1, 0.02, True, None),
+    "cifar100-ipc50": (50, "convnet3", 1, 0.04, True, 2500),
+    "cifar100-ipc100": (100, "convnet3", 1, 0.04, True, 2500),
+    "tiny-imagenet-ipc10": (10, "convnet4", 20, 0.1, False, 500),
+    "tiny-imagenet-ipc50": (50, "convnet4", 40, 0.1, False, 500),
+    "tiny-imagenet-ipc100": (100, "convnet4", 40, 0.1, False, 500),
+    "imagenet64-ipc10": (10, "convnet4", 20, 0.1, False, 500),
+    "imagenet64-ipc50": (50, "convnet4", 20, 0.1, False, 500),
+    "imagenet64-ipc100": (100, "convnet4", 20, 0.1, False, 500),
+}
+
+
 def test_published_settings():
-    assert PRESETS["paper"] == PredictionMatchingConfig()
-    large = PRESETS["tiny-imagenet-ipc50"]
-    assert (large.network, large.zca, large.image_lr, large.image_batch, large.ipc) == (
-        "convnet4",
-        False,
-        40.0,
-        500,
-        50,
-    )
-    assert {name: config.preset for name, config in PRESETS.items()} == {name: name for name in PRESETS}
-    assert PRESETS["cifar100-ipc100"].student_lr == 0.04
-    assert PRESETS["cifar10-ipc1000"].ipc == 1000
+    assert set(PRESETS) == {*TABLE, "lite", "tiny"}
+    shared = {"batch_size": 256, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "halved", "augment": "dsa"}
+    for name, row in TABLE.items():
+        made = PRESETS[name]
+        assert (made.ipc, made.network, made.image_lr, made.student_lr, made.zca, made.image_batch) == row
+        assert (made.preset, made.iterations, made.mid_gap, made.hard_weight) == (name, 2501, 2, 0.1)
+        assert (made.snapshots, made.image_momentum, made.teachers, made.start) == (5, 0.5, 100, "real")
+        assert made.teacher_recipe == classifiers.Recipe(epochs=100, lr=0.05, **shared)
+        assert made.student_recipe == classifiers.Recipe(epochs=251, lr=made.student_lr, **shared)
+    assert classifiers.RECIPES["prediction-matching"] == classifiers.Recipe(epochs=1000, lr=0.02, **shared)
 
 
 def test_the_command_trains_judges_and_repeats(tmp_path, monkeypatch, capsys, cache):

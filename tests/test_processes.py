@@ -14,6 +14,7 @@ from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, GlobalLocalTrainer, Im
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
 from hf_gdd.progress import Interrupted
+from hf_gdd.teachers import Teachers
 
 SETTINGS = {"preset": "tiny", "width": 4, "max_steps": 4, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 2}
 
@@ -99,7 +100,11 @@ def matching(folder, **settings):
 
 def match(folder, group_by):
     run = matching(folder, group_by=group_by)
-    bank = run.fit()
+    numbers, train = [], Teachers._train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Teachers, "_train", lambda self, number, bar: numbers.append(number) or train(self, number, bar))
+        bank = run.fit()
+    assert numbers == list(range(run.processes.index, 3, 2))
     assert list(run.groups.own) == [run.processes.index]
     one, other = everywhere(bank.images)
     assert torch.equal(one, other)
@@ -116,7 +121,9 @@ def test_processes_match_groups_of_their_own(pair, tmp_path, group_by):
 
 
 def too_few_groups(folder):
-    with pytest.raises(ValueError, match="groups is 1, which 2 processes do not divide: pass groups=2"):
+    with pytest.raises(
+        ValueError, match="groups is 1, which 2 processes do not divide: pass a multiple of 2 that divides 4"
+    ):
         matching(folder, groups=1).fit()
 
 

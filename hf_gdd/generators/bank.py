@@ -1,4 +1,4 @@
-"""Stored images and the soft labels that a teacher gave them, behind the contract of every generator."""
+"""StoredSampling images and the soft labels that a teacher gave them, behind the contract of every generator."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from hf_gdd.classifiers import predict
-from hf_gdd.generators.base import Stored, check_record, check_request
+from hf_gdd.generators.base import StoredSampling, check_record, check_request
 from hf_gdd.generators.model import GeneratorModel
 from hf_gdd.hub import FORMAT_VERSION
 from hf_gdd.networks import build_network
@@ -43,7 +43,7 @@ class ImageBank(GeneratorModel):
 
     """
 
-    sampling = Stored()
+    sampling = StoredSampling()
 
     @register_to_config
     def __init__(
@@ -89,7 +89,7 @@ class ImageBank(GeneratorModel):
     def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
         """The stored images of these classes and indices, whatever the seed; see `SavedGenerator.sample`."""
         check_request(self, labels, indices)
-        if not isinstance(sampling, (Stored, type(None))):
+        if not isinstance(sampling, (StoredSampling, type(None))):
             raise ValueError(f"The images of this generator are stored: no {sampling!r} changes them.")
         return self.images[labels.to(self.device), indices.to(self.device)]
 
@@ -117,7 +117,12 @@ class ImageBank(GeneratorModel):
             view: what the teacher sees images through.
             record: the other arguments of the class.
 
+        Raises:
+            ValueError: a teacher without a view, or the reverse.
+
         """
+        if (teacher is None) != (view is None):
+            raise ValueError("Pass a teacher and what it sees images through together, or neither for hard labels.")
         name, weights = teacher or (None, {})
         bank = cls(image_shape=tuple(images.shape[2:]), ipc=images.shape[1], teacher=name, **record).to(images.device)
         bank.images.copy_(images)
@@ -127,6 +132,13 @@ class ImageBank(GeneratorModel):
         return bank.eval()
 
     def label(self, images: Tensor, view: View) -> Tensor:
-        """The teacher's logits for any images uint8 [N, C, H, W], float16 [N, K], made and left on their device."""
+        """The teacher's logits for any images uint8 [N, C, H, W], float16 [N, K], made and left on their device.
+
+        Raises:
+            ValueError: the bank has no teacher.
+
+        """
+        if self.config.teacher is None:
+            raise ValueError("This bank has hard labels alone: no teacher came with it.")
         teacher = deepcopy(self.labeller).float().to(images.device)
         return predict(teacher, images, view).half()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_gdd.report import Report
+from hf_gdd.rng import check_seed
 
 MAX_IMAGES = 100_000_000
 # `ddpm` are ancestral steps, as in the papers; the others draw no noise but the first, and need fewer steps.
@@ -125,12 +126,30 @@ class DiffusionSampling:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSampling:
     """What changes the pixels of stored images: nothing."""
 
     def identity(self) -> dict[str, Any]:
         """No fields."""
         return {}
+
+
+def has_soft_labels(generator: Generator) -> bool:
+    """Whether soft labels are stored with its images."""
+    first = torch.zeros(1, dtype=torch.int64)
+    return generator.soft_labels(first, first) is not None
+
+
+def check_image_seed(generator: Generator, seed: int) -> None:
+    """Refuse another seed than 0 where images are stored: they would be the same ones under another name.
+
+    Raises:
+        ValueError: it is another, or lies outside [0, 2**63).
+
+    """
+    check_seed(seed)
+    if seed and generator.max_ipc is not None:
+        raise ValueError(f"seed is {seed}, but the images of this generator are stored: no seed makes others.")
 
 
 def changed_sampling(generator: Generator, **fields: Any) -> Any:

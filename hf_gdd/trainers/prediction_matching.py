@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_gdd.classifiers import Learner
+from hf_gdd.classifiers import Learner, shuffled
 from hf_gdd.generators.bank import ImageBank
+from hf_gdd.generators.saved import GRID_COLUMNS, GRID_ROWS
 from hf_gdd.losses import prediction_gap
 from hf_gdd.networks import build_network
 from hf_gdd.normalising import view_of
@@ -40,7 +41,7 @@ class Group:
     def __init__(self, rows: Tensor, images: Tensor, labels: Tensor, random: Random) -> None:
         self.rows, self.images, self.labels, self.random = rows, images, labels, random
         self.velocity = torch.zeros_like(images)
-        self.teacher: int | None = None
+        self.teacher_number: int | None = None
         self.students: list[nn.Module] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class Group:
             "images": self.images.cpu(),
             "velocity": self.velocity.cpu(),
             "random": self.random.state_dict(),
-            "teacher": self.teacher,
+            "teacher_number": self.teacher_number,
             "students": [{name: x.cpu() for name, x in student.state_dict().items()} for student in self.students],
         }
 
@@ -58,9 +59,10 @@ class Group:
         for name in ("images", "velocity"):
             getattr(self, name).copy_(state[name])
         self.random.load_state_dict(state["random"])
-        self.teacher, self.students = state["teacher"], [blank() for _ in state["students"]]
+        self.teacher_number, self.students = state["teacher_number"], [blank() for _ in state["students"]]
         for student, weights in zip(self.students, state["students"], strict=True):
             student.load_state_dict(weights)
+            student.eval().requires_grad_(False)
 
 
 class Groups:
@@ -97,7 +99,6 @@ class PredictionMatchingTrainer(Trainer):
 
     config_class = PredictionMatchingConfig
     presets = PRESETS
-    divides_batches = False
     config: PredictionMatchingConfig
 
     @property
@@ -105,17 +106,8 @@ class PredictionMatchingTrainer(Trainer):
         """The only one."""
         config = self.config
         steps = min(config.iterations, config.max_steps or config.iterations)
-        return (Stage(MATCH, steps, config.image_batch or self.num_rows, config.image_lr),)
-
-    @property
-    def num_rows(self) -> int:
-        """Images in a group; those of an iteration have the same places in all groups."""
-        return self.config.ipc * self.data.num_classes // self.config.groups
-
-    @property
-    def batches_a_step(self) -> int:
-        """One for each group."""
-        return self.config.groups
+        whole = config.ipc * self.data.num_classes // config.groups
+        return (Stage(MATCH, steps, min(config.image_batch or whole, whole), config.image_lr),)
 
     def check_processes(self) -> None:
         """Refuse groups that do not divide the bank, or that the processes do not divide.
@@ -131,7 +123,10 @@ class PredictionMatchingTrainer(Trainer):
                 f"groups is {groups}, which does not divide the {parts} {self.config.group_by} of the bank."
             )
         if groups % processes:
-            raise ValueError(f"groups is {groups}, which {processes} processes do not divide: pass groups={processes}.")
+            raise ValueError(
+                f"groups is {groups}, which {processes} processes do not divide: pass a multiple of {processes} that "
+                f"divides {parts}."
+            )
 
     def setup(self) -> dict[str, Any]:
         """Teachers, and the groups of images to begin with."""
@@ -139,8 +134,10 @@ class PredictionMatchingTrainer(Trainer):
         if config.start == "real":
             data.require_ipc(config.ipc)
         self.view = view_of(data, config.zca)
-        self.teachers = Teachers(config.network, data, self.view, config.teacher, config.teacher_cache)
-        mine = range(self.processes.index, config.teachers, self.processes.count)
+        self.teachers = Teachers(config.network, data, self.view, config.teacher_recipe, config.teacher_cache)
+        missing = self.teachers.missing(range(config.teachers))
+        self.processes.wait()  # until all have looked, so that all divide the same
+        mine = missing[self.processes.index :: self.processes.count]
         self.teachers.prepare(mine, progress=self.processes.main)
         self.processes.wait()
 
@@ -148,7 +145,7 @@ class PredictionMatchingTrainer(Trainer):
         place = torch.arange(len(images), device=self.device)
         part, parts = (place % config.ipc, config.ipc) if config.group_by == "images" else (labels, data.num_classes)
         own = {}
-        for number in range(self.processes.index, config.groups, self.processes.count):
+        for number in self.processes.part(torch.arange(config.groups)).tolist():
             rows = place[part * config.groups // parts == number]
             own[number] = Group(rows, images[rows], labels[rows], Random(config.seed, self.device, stream=number + 1))
         self.groups = Groups(own, self.processes, self._network)
@@ -166,7 +163,7 @@ class PredictionMatchingTrainer(Trainer):
 
     def _network(self, seed: int = 0) -> nn.Module:
         network = build_network(self.config.network, self.data.num_classes, self.data.shape, seed)
-        return network.to(self.device).eval().requires_grad_(False)
+        return network.to(self.device)
 
     def begin(self, stage: Stage) -> None:
         """Keep the bank as it is before the first step, with the same labels: what the matching is measured against."""
@@ -174,34 +171,39 @@ class PredictionMatchingTrainer(Trainer):
         if self.processes.main:
             bank.save_pretrained(self.run.path / START)
 
+    def next_rows(self, stage: Stage) -> Tensor:
+        """Places in a group, drawn anew for every iteration and group, [groups, images]."""
+        size, generator = self.config.ipc * self.data.num_classes // self.config.groups, self.random.device
+        drawn = torch.rand(self.config.groups, size, generator=generator, device=generator.device)
+        return drawn.argsort(1)[:, : stage.batch_size]
+
     def step(self, indices: Tensor) -> dict[str, Tensor]:
         """One iteration of every group of this process, on its images of these places."""
         found = []
-        for group in self.groups.own.values():
+        for group, rows in zip(self.groups.own.values(), indices, strict=True):
             if self.at.step % (self.config.mid_gap + 1) == 0:
-                self.train_students(group, indices)
-            found.append(self.move_images(group, indices))
+                self.train_students(group, rows)
+            found.append(self.move_images(group, rows))
         return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
 
     def train_students(self, group: Group, rows: Tensor) -> None:
         """Draw a teacher, and train a student to predict like it on these images, with snapshots on the way."""
-        config, recipe = self.config, self.config.student
-        group.teacher, group.students = group.random.integer(config.teachers), []
-        teacher = self.teachers[group.teacher]
+        config, recipe = self.config, self.config.student_recipe
+        group.teacher_number, group.students = group.random.integer(config.teachers), []
+        teacher = self.teachers[group.teacher_number]
         with torch.no_grad(), self.autocast():
             logits = torch.cat([teacher(group.images[part])[0] for part in rows.split(config.chunk)]).float()
-        student = self._network(group.random.integer(2**31)).train().requires_grad_(True)
+        student = self._network(group.random.integer(2**31))
         learner = Learner(student, self.view, recipe, recipe.steps(len(rows)))
         for epoch in range(recipe.epochs):
-            order = torch.randperm(len(rows), generator=group.random.device, device=self.device)
-            for batch in order.tensor_split(recipe.batches(len(rows))):
+            for batch in shuffled(len(rows), recipe, group.random.device):
                 learner.step(group.images[rows[batch]], logits[batch], group.random.device)
             if epoch in self.snapshots:
                 group.students.append(deepcopy(student).eval().requires_grad_(False))
 
     def move_images(self, group: Group, rows: Tensor) -> dict[str, Tensor]:
         """One step up the gap between students and teacher, and down the teacher's cross-entropy (Eq. 6)."""
-        config, teacher = self.config, self.teachers[group.teacher]
+        config, teacher = self.config, self.teachers[group.teacher_number]
         group.velocity.mul_(config.image_momentum)
         totals = {"gap": 0.0, "cross_entropy": 0.0}
         for chunk in rows.split(config.chunk):
@@ -214,13 +216,14 @@ class PredictionMatchingTrainer(Trainer):
             group.velocity.index_add_(0, chunk, gradient)
             totals = {name: totals[name] + share * value.detach() for name, value in terms.items()}
         group.images.add_(group.velocity, alpha=-self.rate)
-        return totals | {"gap": totals["gap"] / len(group.students)}
+        movement = group.velocity.square().mean().sqrt()  # not finite if an image is not
+        return totals | {"gap": totals["gap"] / len(group.students), "movement": movement}
 
     @property
     def rate(self) -> float:
         """The images' learning rate now."""
         (stage,) = self.stages
-        return stage.lr * (0.3 if self.at.step > stage.steps / 2 else 1.0)
+        return stage.lr * (0.3 if self.at.step >= stage.steps // 2 else 1.0)
 
     @property
     def snapshots(self) -> set[int]:
@@ -252,10 +255,10 @@ class PredictionMatchingTrainer(Trainer):
         images = torch.cat([group.images for group in self.groups.own.values()])[rows.indices]
         labels = rows.values // self.config.ipc
         names, counts = labels.unique_consecutive(return_counts=True)
-        width = min(10, int(counts.min()))
-        shown = torch.cat([part[:width] for part in images.split(counts.tolist())][:100])
+        width = min(GRID_COLUMNS, int(counts.min()))
+        shown = torch.cat([part[:width] for part in images.split(counts.tolist())][:GRID_ROWS])
         pixels = unit_to_uint8(self.view.inverse(shown))
-        return image_grid(pixels, width, [self.data.class_names[label] for label in names.tolist()[:100]])
+        return image_grid(pixels, width, [self.data.class_names[label] for label in names.tolist()[:GRID_ROWS]])
 
 
 def prediction_terms(

@@ -25,7 +25,7 @@ class PredictionMatchingConfig(TrainingConfig):
         teacher_batch_size: of their training.
         teacher_lr: of their training; a tenth of it after half.
         iterations: steps of the images.
-        image_batch: images moved in an iteration, of which there are others in the next; None for all.
+        image_batch: images of each group that an iteration moves, drawn anew for the next; None for all.
         chunk: images whose gradient is computed at a time: less of it needs less memory and more time.
         image_lr: learning rate of the images; 0.3 of it after half of the iterations.
         image_momentum: of their SGD.
@@ -98,18 +98,18 @@ class PredictionMatchingConfig(TrainingConfig):
             raise ValueError(
                 f"{self.snapshots} snapshots of {self.student_epochs} student_epochs: ask for one an epoch at most."
             )
-        for recipe in (self.teacher, self.student):  # which refuse what no classifier can be trained by
+        for recipe in (self.teacher_recipe, self.student_recipe):  # which refuse what no classifier can be trained by
             if policy(recipe.augment).of_unit:
                 raise ValueError(f"augment {self.augment!r} is for images in unit range, which a bank's are not.")
 
     @property
-    def teacher(self) -> Recipe:
+    def teacher_recipe(self) -> Recipe:
         """How a teacher is trained."""
         return self._recipe("teacher", self.teacher_epochs)
 
     @property
-    def student(self) -> Recipe:
-        """How a student is trained: one epoch more than its last snapshot counts from, as the public code has it."""
+    def student_recipe(self) -> Recipe:
+        """How a student is trained: E + 1 epochs, of which E, counted from 0, leaves the last snapshot."""
         return self._recipe("student", self.student_epochs + 1)
 
     def _recipe(self, who: str, epochs: int) -> Recipe:
@@ -169,12 +169,12 @@ PRESETS = {
         teachers=3,
         teacher_epochs=20,
         teacher_batch_size=64,
-        iterations=150,
+        iterations=90,
         student_epochs=80,
         student_lr=0.05,
         augment="color_crop",
-        checkpoint_every=50,
-        picture_every=50,
+        checkpoint_every=30,
+        picture_every=30,
         log_every=10,
     ),
 }
