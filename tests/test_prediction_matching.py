@@ -1,6 +1,9 @@
 """Adversarial prediction matching: its image step, its students, its groups, exact resume, and that it acts."""
 
+import importlib.util
 from copy import deepcopy
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -562,3 +565,27 @@ def test_the_bank_is_judged_as_its_materialised_set(make, tmp_path):
     assert found[0] == found[1]
     assert [r.protocol for r in rows[0]] == ["fixed", "soft"]
     assert rows[0][1].stored_bytes == rows[0][0].stored_bytes + 20 * 10 * 2
+
+
+def test_the_script_judges_banks_of_several_sizes_together(tmp_path, monkeypatch, capsys, cache):
+    path = Path(__file__).parent.parent / "scripts" / "prediction_matching.py"
+    spec = importlib.util.spec_from_file_location("prediction_matching_script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setitem(PRESETS, "tiny", PRESETS["tiny"].changed(**FAST))
+    monkeypatch.setitem(classifiers.RECIPES, "tiny", classifiers.Recipe(max_steps=3))
+    told = {"ipcs": (1, 2), "networks": ("convnet1",), "cross": ("convnet2",), "n": 2, "zca": True}
+    script.main(output_dir=tmp_path, teacher_cache=cache, **told)
+    table = capsys.readouterr().out
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:5]) for line in table.splitlines() if "convnet" in line]
+    method, both, nets = "prediction-matching", ("fixed", "soft"), ("convnet1", "convnet2")
+    expected = {*product((RANDOM_REAL, method), both, "12", nets), *product(["start"], both, "12", nets[:1])}
+    expected |= {*product(["unrounded"], ["soft"], "12", nets[:1]), *product(["full data"], ["fixed"], ["all"], nets)}
+    assert set(rows) == expected
+    assert len(rows) == len(expected)
+    assert "whitened" in table
+    assert "1.4% of the images" in table
+    monkeypatch.setattr(classifiers.Learner, "step", lambda *args: pytest.fail("trained again"))
+    script.main(output_dir=tmp_path, teacher_cache=cache, **told)
+    assert capsys.readouterr().out == table
+    assert AutoGenerator.from_pretrained(tmp_path / "ipc2" / "generator").report is not None

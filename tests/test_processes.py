@@ -121,9 +121,7 @@ def test_processes_match_groups_of_their_own(pair, tmp_path, group_by):
 
 
 def too_few_groups(folder):
-    with pytest.raises(
-        ValueError, match="2 processes do not divide: pass a multiple of 2 that divides 4"
-    ):
+    with pytest.raises(ValueError, match="2 processes do not divide: pass a multiple of 2 that divides 4"):
         matching(folder, groups=1).fit()
 
 
