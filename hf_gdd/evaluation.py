@@ -1,11 +1,12 @@
 """What a data set or a generator is worth: networks trained on it alone, tested on real images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import DatasetDict
+from torch import Tensor
 
 from hf_gdd.classifiers import Recipe, find_recipe
 from hf_gdd.generators.base import Generator, check_ipc, has_soft_labels
@@ -120,7 +121,7 @@ def evaluate(
                 stored = own.stored_bytes if how == SOFT else own.images.nbytes
                 results += judge.fixed(lambda i: own, len(own), stored, **row)
     if real is not None and with_baselines:
-        results += judge.baselines(real, ipcs, getattr(generator, "label", None) if SOFT in protocols else None)
+        results += judge.baselines(real, ipcs, _labeller(generator, real) if SOFT in protocols else None)
     return judge.report(results, _origin(generator, own, real), origin, scores)
 
 
@@ -150,7 +151,7 @@ def baselines(
         raise ValueError("This bank has hard labels alone: leave it out.")
     view, origin = _view(bank, None, real, _zca(bank))
     judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress)
-    return judge.report(judge.baselines(real, ipcs, bank and bank.label), _origin(None, None, real), origin)
+    return judge.report(judge.baselines(real, ipcs, _labeller(bank, real)), _origin(None, None, real), origin)
 
 
 def as_images(data: Any, split: str, device: str | torch.device | None = None, **kwargs: Any) -> ImageTensors:
@@ -180,6 +181,14 @@ def _ipc_of(data: ImageTensors, asked: tuple[int, ...], exact: bool) -> int:
             "random-real subset is its equal: balance them, or pass with_baselines=False."
         )
     return len(data) // data.num_classes
+
+
+def _labeller(bank: Generator | None, real: ImageTensors) -> Callable[[Tensor], Tensor] | None:
+    """What a bank's teacher, which sees images as it was trained to, says of any images; None if none came along."""
+    if not hasattr(bank, "label"):
+        return None
+    view = view_of(real, _zca(bank))
+    return lambda images: bank.label(images, view)
 
 
 def _zca(generator: Generator | None) -> bool:
@@ -221,7 +230,8 @@ def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols
             raise ValueError(f"A data set can only be judged 'fixed' or 'soft'; {protocol!r} needs a generator.")
         if pool is None and generator.max_ipc is not None:
             raise ValueError(
-                f"This generator holds {generator.max_ipc} images per class: judge it with protocol='fixed'."
+                f"This generator holds {generator.max_ipc} images per class, no fresh ones for {protocol!r}: judge it "
+                "by 'fixed', or 'soft' if it has soft labels."
             )
     if generator is not None and not ipcs:
         raise ValueError("A generator makes any number of images: say how many per class with ipc=10, for example.")

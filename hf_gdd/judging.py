@@ -191,11 +191,11 @@ class Judge:
         return self.train(batches, images, generator.stored_bytes, **row)
 
     def baselines(
-        self, real: ImageTensors, ipcs: Iterable[int], label: Callable[[Tensor, View], Tensor] | None = None
+        self, real: ImageTensors, ipcs: Iterable[int], label: Callable[[Tensor], Tensor] | None = None
     ) -> list[Result]:
         """For each IPC random real images, another subset for each network; and the ceiling, all of them.
 
-        With `label`, a teacher's `ImageBank.label`, also the same subsets with its soft labels.
+        With `label`, uint8 images [N, C, H, W] to a teacher's logits, also the same subsets with its soft labels.
         """
         results, image = [], real.images[0].nbytes
         for ipc in ipcs:
@@ -203,7 +203,7 @@ class Judge:
             drawn = [real.subset(ipc, self.seed + i) for i in range(self.n)]
             results += self.fixed(drawn.__getitem__, size, size * image, protocol="fixed", **row)
             if label is not None:
-                drawn = [replace(each, soft_labels=label(each.images, self.normalise)) for each in drawn]
+                drawn = [replace(each, soft_labels=label(each.images)) for each in drawn]
                 results += self.fixed(drawn.__getitem__, size, drawn[0].stored_bytes, protocol=SOFT, **row)
         row = {"name": FULL_DATA, "protocol": "fixed", "ipc": None}
         return results + self.fixed(lambda i: real, len(real), len(real) * image, **row)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_gdd.classifiers import Learner, Recipe, epochs_of
 from hf_gdd.images import ImageTensors
+from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.networks import build_network
 from hf_gdd.normalising import View
 from hf_gdd.rng import Random, derive
@@ -87,7 +88,12 @@ class Teachers:
         return self.loaded[number]
 
     def _train(self, number: int, bar: tqdm) -> None:
-        """Train one, going on where a stopped run left it."""
+        """Train one, going on after the last epoch that a stopped run kept.
+
+        Raises:
+            NonFiniteLossError: it diverged.
+
+        """
         steps, partial = self.recipe.steps(len(self.data)), self._partial(number)
         learner, done = Learner(self._built(number), self.view, self.recipe, steps), 0
         random = Random(derive(number, _STREAM), self.data.device)
@@ -107,6 +113,12 @@ class Teachers:
                 state = {"learner": learner.state_dict(), "random": random.state_dict(), "done": done}
                 _save(partial, state)
                 saved = time.monotonic()
+        if not all(weight.isfinite().all() for weight in learner.network.parameters()):
+            partial.unlink(missing_ok=True)
+            raise NonFiniteLossError(
+                f"The weights of teacher {number} are not finite after its training: lower teacher_lr (now "
+                f"{self.recipe.lr}). It was not kept."
+            )
         _save(self._path(number), learner.network.state_dict())
         partial.unlink(missing_ok=True)
 

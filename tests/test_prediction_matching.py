@@ -284,6 +284,12 @@ def test_a_stopped_teacher_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not list((tmp_path / "cut").rglob("*.partial"))
 
 
+def test_a_teacher_that_diverges_is_named_and_not_kept(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"teacher 0 are not finite.*lower teacher_lr \(now 1000000"):
+        _ = teachers(tmp_path, teacher_lr=1e6)[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_damaged_teacher_is_named(tmp_path):
     _ = teachers(tmp_path)[0]
     (path,) = tmp_path.rglob("*.pt")
@@ -301,6 +307,8 @@ def test_a_bank_begins_with_random_real_images_and_the_first_teachers_labels(mak
     start = AutoGenerator.from_pretrained(tmp_path / "run" / "start")
     real = FEW.subset(2, 3)
     assert torch.equal(start.images.flatten(0, 1), real.images[real.labels.argsort(stable=True)])
+    assert (start.method, start.seed) == ("start", 3)
+    assert "iterations" not in start.config.training
     teacher, images = deepcopy(trainer.teachers[0]).half().float(), to_unit(start.images.flatten(0, 1))
     with torch.no_grad(), frozen(teacher):
         expected = teacher(trainer.view(images))[0]
@@ -465,7 +473,9 @@ def test_students_of_matched_images_predict_more_like_a_teacher(make, monkeypatc
         ("chunk is -1", {"chunk": -1}),
         ("image_batch is 0", {"image_batch": 0}),
         ("image_momentum is 1", {"image_momentum": 1.0}),
-        ("hard_weight must not", {"hard_weight": -0.1}),
+        ("hard_weight is -0.1", {"hard_weight": -0.1}),
+        ("hard_weight is nan", {"hard_weight": float("nan")}),
+        ("mid_gap is -1", {"mid_gap": -1}),
         ("Unknown network 'convnet33'", {"network": "convnet33"}),
         ("ask for one an epoch at most", {"student_epochs": 4}),
         ("Unknown start", {"start": "mean"}),

@@ -118,7 +118,7 @@ class ImageBank(GeneratorModel):
             record: the other arguments of the class.
 
         Raises:
-            ValueError: a teacher without a view, or the reverse.
+            ValueError: a teacher without a view, or the reverse, or one whose logits are no numbers.
 
         """
         if (teacher is None) != (view is None):
@@ -129,6 +129,8 @@ class ImageBank(GeneratorModel):
         if teacher is not None:
             bank.labeller.load_state_dict(weights)
             bank.labels.copy_(bank.label(images.flatten(0, 1), view).view(bank.labels.shape))
+            if not bank.labels.isfinite().all():
+                raise ValueError("The teacher's logits are not finite in half precision: its training failed.")
         return bank.eval()
 
     def label(self, images: Tensor, view: View) -> Tensor:

@@ -24,7 +24,7 @@ from hf_gdd.trainers.prediction_matching_config import PRESETS, PredictionMatchi
 from hf_gdd.training import Trainer
 
 MATCH = "match"
-START = "start"  # the folder, in a run's own, of the bank that it began with
+START = "start"  # folder in a run's own, and method, of the bank that it began with
 
 
 class Group:
@@ -168,6 +168,9 @@ class PredictionMatchingTrainer(Trainer):
     def begin(self, stage: Stage) -> None:
         """Keep the bank as it is before the first step, with the same labels: what the matching is measured against."""
         bank = self.to_generator()
+        bank.register_to_config(
+            training={"method": START} | self._provenance(("start", "ipc", "network", "zca", "seed"))
+        )
         if self.processes.main:
             bank.save_pretrained(self.run.path / START)
 
@@ -246,8 +249,13 @@ class PredictionMatchingTrainer(Trainer):
             zca=config.zca,
             mean=data.mean,
             std=data.std,
-            training=config.identity() | {"source": data.source, "license": data.license},
+            training=self._provenance(),
         )
+
+    def _provenance(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """The settings of these names, or all, and the data."""
+        settings = {name: value for name, value in self.config.identity().items() if names is None or name in names}
+        return settings | {"source": self.data.source, "license": self.data.license}
 
     def picture(self) -> Any:
         """The first images of every class that this process has some of."""

@@ -1,5 +1,6 @@
 """Settings of adversarial prediction matching."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -92,8 +93,9 @@ class PredictionMatchingConfig(TrainingConfig):
         require_choice(self, "network", NETWORK_NAMES)
         if not 0 <= self.image_momentum < 1:
             raise ValueError(f"image_momentum is {self.image_momentum}; it must lie in [0, 1).")
-        if self.mid_gap < 0 or self.hard_weight < 0:
-            raise ValueError("mid_gap and hard_weight must not be negative; 0 switches either off.")
+        for name in ("mid_gap", "hard_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or above: 0 switches it off.")
         if self.student_epochs < self.snapshots:
             raise ValueError(
                 f"{self.snapshots} snapshots of {self.student_epochs} student_epochs: ask for one an epoch at most."
