@@ -123,9 +123,9 @@ def kept(path: Path, judged: Callable[..., Report], *args: Any, **kwargs: Any) -
 
 def unrounded(trainer: PredictionMatchingTrainer, judge: Judge, normalisation: str) -> Report:
     """The row of the images as they were before they became pixels, with the same teacher's labels for them."""
-    images = trainer.groups.images().to(judge.test.device)
+    images, teacher = trainer.groups.images().to(judge.test.device), trainer.teachers[0]
     with torch.no_grad():
-        logits = torch.cat([trainer.teachers[0](part)[0] for part in images.split(500)])
+        logits = torch.cat([teacher(part)[0] for part in images.split(500)])
 
     def batches(i: int, random: Random) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
