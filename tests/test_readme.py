@@ -90,7 +90,7 @@ def test_the_trainer_of_transformers(short_recipes, tmp_path):
     exec(text.replace("me/digits-gdd", str(ROOT / "model_cards/digits")), {})
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-memory"])
+@pytest.mark.parametrize("name", ["digits", "digits-memory", "digits-matching"])
 def test_the_published_generator_is_the_one_in_the_table(name):
     generator = AutoGenerator.from_pretrained(ROOT / "model_cards" / name)
     tables = [part for part in generator.report.markdown().split("\n\n") if part.startswith("|")]
