@@ -20,7 +20,8 @@ from hf_gdd.report import RANDOM_REAL
 from hf_gdd.rng import Random
 from hf_gdd.teachers import Teachers
 from hf_gdd.trainers import prediction_matching
-from hf_gdd.trainers.prediction_matching import Group, prediction_terms
+from hf_gdd.trainers.groups import Group
+from hf_gdd.trainers.prediction_matching import prediction_terms
 from hf_gdd.trainers.prediction_matching_config import PRESETS, PredictionMatchingConfig
 from hf_gdd.training import Trainer
 
