@@ -15,6 +15,7 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from hf_gdd.builder import load_distilled_dataset
 from hf_gdd.evaluation import as_images, evaluate
+from hf_gdd.faults import RunFault
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator, changed_sampling, check_image_seed, check_ipc
 from hf_gdd.hub import CONFIG_NAME, PIPELINE_NAME
@@ -292,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    except (NonFiniteLossError, PushError) as error:
+    except (NonFiniteLossError, PushError, RunFault) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_gdd.losses import at_least_float32
+
 EVICT = ("redundant", "oldest")
 
 
@@ -125,4 +127,4 @@ class ClassMemory:
 
 
 def _unit(latents: Tensor) -> Tensor:
-    return F.normalize(latents.flatten(1).float(), dim=1)
+    return F.normalize(at_least_float32(latents.flatten(1)), dim=1)

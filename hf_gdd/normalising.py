@@ -21,19 +21,19 @@ class Normaliser:
 
     def __call__(self, unit: Tensor) -> Tensor:
         """Normalise; differentiable."""
-        mean, std = _on_device(self.mean, unit.device), _on_device(self.std, unit.device)
+        mean, std = (_on_device(values, unit.device, unit.dtype) for values in (self.mean, self.std))
         return (unit - mean) / std
 
     def inverse(self, normalised: Tensor) -> Tensor:
         """Back to unit range, not clamped."""
-        mean, std = _on_device(self.mean, normalised.device), _on_device(self.std, normalised.device)
+        mean, std = (_on_device(values, normalised.device, normalised.dtype) for values in (self.mean, self.std))
         return normalised * std + mean
 
 
 @lru_cache(maxsize=64)
-def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _on_device(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Made once: each copy to a GPU would wait for it."""
-    return torch.tensor(values, device=device).view(-1, 1, 1)
+    return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)

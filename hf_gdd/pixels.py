@@ -20,13 +20,13 @@ def encode_png(image: Tensor | np.ndarray) -> bytes:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Map uint8 [0,255] to float32 [0,1]."""
-    return images.float() / 255
+    """Map uint8 [0,255] to torch's default float type [0,1]."""
+    return images / 255
 
 
 def to_tanh(images: Tensor) -> Tensor:
-    """Map uint8 [0,255] to float32 [-1,1], the range inside generators."""
-    return images.float() / 127.5 - 1
+    """Map uint8 [0,255] to torch's default float type [-1,1], the range inside generators."""
+    return images / 127.5 - 1
 
 
 def tanh_to_uint8(images: Tensor) -> Tensor:

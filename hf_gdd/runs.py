@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import yaml
 
+from hf_gdd.faults import disk_full
+
 RUN_FILE, METRICS_FILE = "run.yaml", "metrics.jsonl"
 
 
@@ -76,9 +78,22 @@ class RunFolder:
         return records
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
-        """Write a checkpoint whole or not at all; only the newest `keep` remain."""
+        """Write a checkpoint whole or not at all; only the newest `keep` remain, or one if the disk is full.
+
+        Raises:
+            OSError: it cannot be written.
+
+        """
         path = self.path / "checkpoints" / f"step-{step:09d}.pt"
-        save_state(path, state)
+        try:
+            save_state(path, state)
+        except OSError as error:
+            older = self._checkpoints()[:-1]
+            if not disk_full(error) or not older:
+                raise
+            for old in older:
+                old.unlink()
+            save_state(path, state)
         for old in self._checkpoints()[:-keep]:
             old.unlink()
         return path
@@ -157,11 +172,17 @@ def start_settings(settings: dict[str, Any], folder: str | None, lengths: Sequen
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and primitives in one file, whole or not at all."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error.__context__, OSError):  # torch's writer hides what the file said
+            raise error.__context__ from None
+        raise
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_gdd.faults import RunFault, disk_full, out_of_memory, process_lost
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import MAX_SIZE, ImageTensors
@@ -156,12 +158,13 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: a loss became infinite or not a number.
+            RunFault: no memory or disk space was left, or another process of the run is gone.
             Interrupted: SIGINT or SIGTERM came; the run can be resumed.
             ValueError: the folder holds another run, or something else that the run would fail of later.
 
         """
         self._open(held_out if validate else None)
-        with self._bar() as bar, stop_signals() as stop:
+        with self._faults_told(), self._bar() as bar, stop_signals() as stop:
             while self.at.stage < len(self.stages):
                 stage = self.stages[self.at.stage]
                 bar.set_description(f"{stage.name} ({self.at.stage + 1}/{len(self.stages)})")
@@ -178,6 +181,32 @@ class Trainer:
         for tracker in self.accelerator.trackers:  # end_training would also end the group that a next run needs
             tracker.finish()
         return self._save(self.to_generator() if validate is None else self._load_best())
+
+    @contextmanager
+    def _faults_told(self) -> Iterator[None]:
+        """Say what ended the run from outside, and how to go on."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            last = self.run.newest_checkpoint()
+            again = f"run the same command again: it goes on from {last or 'the beginning'}"
+            if out_of_memory(error):
+                name, size = self.memory_setting(self.stages[self.at.stage])
+                smaller = size // 2 // self.processes.count * self.processes.count
+                remedy = f"try {name}={smaller}, in a new output_dir" if smaller else "only a smaller model would fit"
+                raise RunFault(f"Out of memory on {self.device} with {name}={size}: {remedy}. {error}") from error
+            if disk_full(error):
+                raise RunFault(f"{self.run.path} cannot be written: {error}. Free some space, then {again}.") from error
+            if self.processes.count > 1 and process_lost(error):
+                raise RunFault(
+                    f"Process {self.processes.index} stops after step {self.at.total}, because another process of the "
+                    f"run is gone; its own output says why. When that is mended, {again}. {error}"
+                ) from error
+            raise
+
+    def memory_setting(self, stage: Stage) -> tuple[str, int]:
+        """The setting that decides how much memory a step of this stage takes, and its value."""
+        return f"{stage.name}_batch_size", stage.batch_size
 
     def _open(self, held_out: float | None) -> None:
         """Check the folder, build everything, claim the folder, and return to the last checkpoint if there is one."""
@@ -329,8 +358,7 @@ class Trainer:
         """One optimiser step of `module` on `loss`, its gradients averaged over processes."""
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        for parameter in module.parameters():
-            parameter.grad = self.processes.mean(parameter.grad)
+        self.processes.average_gradients(module.parameters())
         optimizer.step()
 
     def _batch_size(self, stage: Stage) -> int:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ import torch.distributed as dist
 from conftest import Client
 
 from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, GlobalLocalTrainer, ImageTensors, PredictionMatchingTrainer
+from hf_gdd.faults import RunFault
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
 from hf_gdd.progress import Interrupted
+from hf_gdd.runs import load_state
 from hf_gdd.teachers import Teachers
 
 SETTINGS = {"preset": "tiny", "width": 4, "max_steps": 4, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 2}
@@ -24,19 +27,27 @@ def trainer(folder, **settings):
     return GlobalLocalTrainer(data, output_dir=folder, **SETTINGS | settings)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+@contextmanager
+def two_processes(home):
     """Two processes of one group, as a launcher would start them; forks of this one would share its threads' locks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared["HF_HOME"] = str(tmp_path_factory.mktemp("hf_home"))
+    shared["HF_HOME"] = str(home)
     shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     processes = [Client(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    yield processes
-    for process in processes:
-        process.close()
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.close()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    with two_processes(tmp_path_factory.mktemp("hf_home")) as processes:
+        yield processes
 
 
 def on_two(pair, function, *arguments):
@@ -72,6 +83,65 @@ def test_processes_stay_together(pair, tmp_path):
     assert resumed.class_names == tuple("0123456789")
 
 
+EXACT = {"pool": ("convnet1", "resnet10-dd"), "pool_refresh": 7, "inner_steps": 1, "max_steps": 20, "gan_lr": 3e-4}
+# Weights at which every term has a good part of the gradient, so that none can be forgotten.
+EXACT |= {"class_on_fakes": True, "global_weight": 0.1, "local_weight": 0.01, "global_reduction": "logit_sum"}
+
+
+def exact_gan(folder, **settings):
+    return trainer(folder, **EXACT | settings)
+
+
+def exact_diffusion(folder, **settings):
+    data = ImageTensors.from_dataset("digits").subset(10, 0)
+    weights = {"real_weight": 0.5, "gen_weight": 0.5, "max_steps": 20}
+    return DiffusionMemoryTrainer(data, preset="tiny", output_dir=folder, **SMALL | weights | settings)
+
+
+def recorded(make, folder, **settings):
+    """The gradients of every update of a training in float64, and the weights at its end."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        run, gradients = make(folder, **settings), []
+        update = run.update
+
+        def record(module, *rest):
+            update(module, *rest)
+            gradients.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
+
+        run.update = record
+        run.fit()
+        parts = [part for part in run.tracked.values() if isinstance(part, torch.nn.Module)]
+        weights = [x.flatten() for part in parts for x in part.state_dict().values() if x.is_floating_point()]
+        return gradients, torch.cat(weights)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def record(make, folder, kept, settings):
+    found = recorded(make, folder / "two", **settings)
+    if dist.get_rank() == 0:
+        torch.save(found, kept)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (exact_gan, {}),
+        (exact_gan, {"adversarial": "minimax", "local_reduction": "paired_sum", "local_weight": 1e-3, "max_steps": 4}),
+        (exact_diffusion, {}),
+    ],
+)
+def test_two_processes_compute_what_one_does(pair, tmp_path, make, settings):
+    on_two(pair, record, make, tmp_path, tmp_path / "kept.pt", settings)
+    gradients, weights = torch.load(tmp_path / "kept.pt")
+    alone, weights_alone = recorded(make, tmp_path / "one", **settings)
+    assert len(gradients) == len(alone)
+    for one, other in zip(alone, gradients, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-8 * float(one.abs().max()))
+    torch.testing.assert_close(weights, weights_alone, rtol=1e-8, atol=1e-8)
+
+
 SMALL = {"width": 16, "depth": 2, "heads": 2, "vae_width": 4, "latent_channels": 2, "sampling_steps": 1, "log_every": 2}
 SMALL |= {"vae_batch_size": 8, "dit_batch_size": 8, "tune_batch_size": 8, "max_steps": 4}
 
@@ -93,8 +163,8 @@ def test_memories_take_in_the_whole_batch(pair, tmp_path):
 
 def matching(folder, **settings):
     data = ImageTensors.from_dataset("digits").subset(10, 0)
-    small = {"ipc": 4, "network": "convnet1", "teachers": 3, "teacher_epochs": 2, "student_epochs": 5, "iterations": 5}
-    small |= {"groups": 2, "log_every": 2, "checkpoint_every": 3, "teacher_cache": str(folder.parent / "teachers")}
+    small = {"ipc": 4, "network": "convnet1", "teachers": 3, "teacher_epochs": 2, "student_epochs": 5, "iterations": 20}
+    small |= {"groups": 2, "log_every": 2, "checkpoint_every": 9, "teacher_cache": str(folder.parent / "teachers")}
     return PredictionMatchingTrainer(data, preset="tiny", output_dir=folder, **small | settings)
 
 
@@ -116,7 +186,7 @@ def test_processes_match_groups_of_their_own(pair, tmp_path, group_by):
     alone = matching(tmp_path / "one", group_by=group_by).fit()
     made = AutoGenerator.from_pretrained(tmp_path / "two" / "generator")
     assert torch.equal(made.images, alone.images)
-    (tmp_path / "two" / "checkpoints" / "step-000000005.pt").unlink()
+    (tmp_path / "two" / "checkpoints" / "step-000000020.pt").unlink()
     assert torch.equal(matching(tmp_path / "two", group_by=group_by).fit().images, alone.images)  # one goes on from two
 
 
@@ -192,3 +262,30 @@ def stopped(folder):
 def test_a_signal_to_one_process_stops_all(pair, tmp_path):
     on_two(pair, stopped, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "step-000000006.pt").exists()
+
+
+def one_is_killed(folder, at):
+    run = trainer(folder, checkpoint_every=2)
+    step = run.step
+
+    def last_step(indices):
+        if run.at.total == at and run.processes.index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(indices)
+
+    run.step = last_step
+    told = (
+        f"Process 0 stops after step {at}, because another .* gone.*run the same command again: .*step-00000000{at - 1}"
+    )
+    with pytest.raises(RunFault, match=told):
+        run.fit()
+
+
+def test_a_killed_process_ends_the_other_and_the_run_goes_on(pair, tmp_path):
+    with two_processes(tmp_path) as processes, pytest.raises(RuntimeError, match=r"the client is gone: .*exit code -9"):
+        on_two(processes, one_is_killed, tmp_path / "killed", 5)
+    on_two(pair, train, tmp_path / "killed")
+    on_two(pair, train, tmp_path / "whole")
+    last = [load_state(tmp_path / name / "checkpoints" / "step-000000008.pt") for name in ("killed", "whole")]
+    for part in ("generator", "discriminator", "optimizer_g", "match_random"):
+        torch.testing.assert_close(last[0][part], last[1][part], rtol=0, atol=0)

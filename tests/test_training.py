@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 import signal
@@ -16,13 +17,14 @@ from PIL import Image
 from torch import nn
 
 from hf_gdd import AutoGenerator, Stage, evaluate
+from hf_gdd.faults import RunFault, disk_full
 from hf_gdd.generators.model import GeneratorModel
 from hf_gdd.images import ImageTensors
 from hf_gdd.logs import MetricsLog, NonFiniteLossError
 from hf_gdd.pixels import to_tanh
 from hf_gdd.progress import Interrupted, stop_signals
 from hf_gdd.rng import noise
-from hf_gdd.runs import RunFolder, load_state, read_run, stage_file
+from hf_gdd.runs import RunFolder, load_state, read_run, save_state, stage_file
 from hf_gdd.settings import BOOKKEEPING, TrainingConfig
 from hf_gdd.trainers import global_local
 from hf_gdd.trainers.global_local import GlobalLocalConfig, GlobalLocalTrainer
@@ -244,18 +246,48 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, whole, recwarn):
         if trainer.at.total < 8:
             return save(state, file)
         file.write(b"PK half of it")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", disk_full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunFault, match=r"No space left on device\. Free some space, then run .* from .*000006.pt"):
             trainer.fit()
-    assert trainer.run.newest_checkpoint().name == "step-000000006.pt"
+    assert checkpoints(tmp_path / "run") == ["stage-gan.pt", "step-000000006.pt"]  # older ones made room for a last try
+    assert not list((tmp_path / "run").rglob("*.part"))
     resumed = make(tmp_path / "run")
     resumed.fit()
     assert not [w for w in recwarn if "Falling back" in str(w.message)]
     assert same(weights(resumed), whole[0])
     assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_file_that_the_disk_refuses_leaves_the_one_before(tmp_path):
+    resource = pytest.importorskip("resource")
+    save_state(tmp_path / "state.pt", {"a": torch.ones(10)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as fault:
+            save_state(tmp_path / "state.pt", {"a": torch.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert disk_full(fault.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    assert load_state(tmp_path / "state.pt")["a"].sum() == 10
+
+
+def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
+    trainer = make(tmp_path / "run")
+
+    def step(indices):
+        return {"x": torch.empty(10**14).sum()}
+
+    trainer.step = step
+    size = trainer.config.gan_batch_size
+    with pytest.raises(
+        RunFault, match=f"Out of memory on cpu with gan_batch_size={size}: try gan_batch_size={size // 2}"
+    ):
+        trainer.fit()
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(1, [12]), (3, [8, 10, 12])])

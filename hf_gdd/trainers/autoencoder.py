@@ -46,7 +46,7 @@ def autoencoder_losses(vae: AutoencoderKL, images: Tensor, drawn: Tensor) -> dic
     latents = mean + (log_variance / 2).exp() * drawn
     restored = at_least_float32(vae.decode(latents.to(images.dtype)).sample)
     return {
-        "reconstruction": F.mse_loss(restored, images.float()),
+        "reconstruction": F.mse_loss(restored, images),
         "divergence": (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2,
     }
 
@@ -74,8 +74,8 @@ class Latents:
             for rows in torch.arange(len(data), device=data.images.device).split(ENCODED_AT_ONCE):
                 images = to_tanh(data.gather(rows)[0])
                 posterior = vae.encode((images.flip(3) if mirrored else images).to(vae.dtype)).latent_dist
-                means.append(posterior.mean.float())
-                deviations.append(posterior.std.float())
+                means.append(at_least_float32(posterior.mean))
+                deviations.append(at_least_float32(posterior.std))
         shape = (1 + flip, len(data), *means[0].shape[1:])
         self.mean, self.deviation = torch.cat(means).view(shape), torch.cat(deviations).view(shape)
         self.labels = data.labels.to(self.mean.device)

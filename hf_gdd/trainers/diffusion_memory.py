@@ -12,7 +12,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hf_gdd.card import union
 from hf_gdd.generators.diffusion import DiffusionGenerator
 from hf_gdd.generators.dit import NULL_CLASS, for_saving, for_training, null_labels, small_transformer, tuned_parameters
-from hf_gdd.losses import diversity_loss, gradient_shares, representativeness_loss, variance_bound
+from hf_gdd.losses import (
+    at_least_float32,
+    diversity_loss,
+    gradient_shares,
+    representativeness_loss,
+    variance_bound,
+)
 from hf_gdd.memory import ClassMemory
 from hf_gdd.pictures import image_grid
 from hf_gdd.pixels import tanh_to_uint8, to_tanh
@@ -211,7 +217,7 @@ class DiffusionMemoryTrainer(Trainer):
         with self.autocast():
             given = null_labels(self.rows[labels], hidden)
             output = self.transformer(noisy, timestep=steps, class_labels=given).sample
-        predicted, spread = output.float().tensor_split((clean.shape[1],), dim=1)
+        predicted, spread = at_least_float32(output).tensor_split((clean.shape[1],), dim=1)
         terms = {"noise": F.mse_loss(predicted, noise)}
         if remembering := stage == TUNE and any(self.config.weights.values()):
             restored = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()

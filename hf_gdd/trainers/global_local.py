@@ -175,7 +175,7 @@ class GlobalLocalTrainer(Trainer):
         weights, config = self.config.weights, self.config
         draw = self.augment.draw(1, self.match_random.device, self.device)
         seen_real, seen_fake = (self.augment(self.normalise((x + 1) / 2), draw) for x in (real, fake))
-        with frozen(network):
+        with frozen(network), self.processes.joint_moments():
             with torch.no_grad():
                 real_logits, real_feature = network(seen_real)
             fake_logits, fake_feature = network(seen_fake)
@@ -212,7 +212,9 @@ class GlobalLocalTrainer(Trainer):
 
     def generate(self, labels: Tensor) -> Tensor:
         """Fresh images in [-1, 1] of these labels."""
-        return at_least_float32(self.generator(self.generator.code(labels, self.normal(len(labels)))))
+        code = self.generator.code(labels, self.normal(len(labels)))
+        with self.processes.joint_moments():
+            return at_least_float32(self.generator(code))
 
     def normal(self, rows: int) -> Tensor:
         """Noise [rows, noise_dim], this process's part of what all draw."""

@@ -155,6 +155,10 @@ class PredictionMatchingTrainer(Trainer):
         movement = group.velocity.square().mean().sqrt()  # not finite if an image is not
         return totals | {"gap": totals["gap"] / len(group.students), "movement": movement}
 
+    def memory_setting(self, stage: Stage) -> tuple[str, int]:
+        """The images that teacher and students see at a time."""
+        return "chunk", self.config.chunk
+
     @property
     def rate(self) -> float:
         """The images' learning rate now."""
