@@ -41,7 +41,7 @@ class TrainingConfig:
         preset: label of the preset that the settings were taken from; changing it changes nothing else.
         seed: of all random draws.
         max_steps: cap on the steps of EACH stage; None for the preset's full length.
-        mixed_precision: `no` or `bf16`.
+        mixed_precision: `no`, `bf16`, or `auto` for the one that a run finds faster on the machine it begins on.
         image_column: the data set's image column, if it has several.
         label_column: the data set's label column, if it has several.
         image_size: resize to this many pixels a side; needed for images of mixed sizes.
@@ -56,7 +56,7 @@ class TrainingConfig:
     preset: str = "paper"
     seed: int = 0
     max_steps: int | None = None
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["no", "bf16", "auto"] = "no"
     image_column: str | None = None
     label_column: str | None = None
     image_size: int | None = None

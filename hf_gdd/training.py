@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_gdd.arithmetic import Arithmetic
 from hf_gdd.faults import RunFault, disk_full, out_of_memory, process_lost
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
@@ -47,6 +48,7 @@ class Trainer:
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     presets: ClassVar[dict[str, TrainingConfig]] = {"paper": TrainingConfig()}
     largest: ClassVar[int] = MAX_SIZE  # side of an image in pixels
+    channels: int = 0  # of the convolutions that most of a step goes into, if the memory layout matters to them
 
     def __init__(
         self,
@@ -217,13 +219,20 @@ class Trainer:
             self.run.identity["held_out"] = held_out
         self.run.check()
         self.check_processes()
+        state = self.run.last_checkpoint(self.device)
+        self.arithmetic = Arithmetic(self.config.mixed_precision, self.channels, self.device)
+        if state is None:
+            self.arithmetic.choose(self.processes.mean)
+        else:  # before anything is built in it
+            self.arithmetic.load_state_dict(state["arithmetic"])
+        self.config = self.config.changed(mixed_precision=self.arithmetic.precision)  # as a generator records it
         self.random, self.at = Random(self.config.seed, self.device), Place()
         self.batches = Batches(len(self.data), self.random)
-        self.tracked = {"random": self.random, "batches": self.batches, "at": self.at, **self.setup()}
+        kept = {"arithmetic": self.arithmetic, "random": self.random, "batches": self.batches, "at": self.at}
+        self.tracked = kept | self.setup()
         if self.processes.main:
             self.run.claim()
         self.processes.wait()
-        state = self.run.last_checkpoint(self.device)
         if state is not None:
             self.load_state_dict(state)
             logger.info("Resuming %s after step %d.", self.run.path, self.at.total)
@@ -352,7 +361,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass, in the run's precision; losses are taken in float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
+        return self.arithmetic.autocast()
 
     def update(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """One optimiser step of `module` on `loss`, its gradients averaged over processes."""

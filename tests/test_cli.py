@@ -286,6 +286,6 @@ def test_presets_are_the_defaults_of_the_command(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(GlobalLocalTrainer, "__init__", lambda self, data, **kw: made.append(kw["config"]))
     monkeypatch.setattr(GlobalLocalTrainer, "fit", lambda self: (_ for _ in ()).throw(ValueError("far enough")))
-    for preset in ("paper", "lite", "tiny"):
+    for preset in ("paper", "fast", "lite", "tiny"):
         assert main(["distill", "--dataset", "digits", "--preset", preset, "--seed", "9"]) == 2
-    assert made == [replace(GlobalLocalTrainer.presets[name], seed=9) for name in ("paper", "lite", "tiny")]
+    assert made == [replace(GlobalLocalTrainer.presets[name], seed=9) for name in ("paper", "fast", "lite", "tiny")]

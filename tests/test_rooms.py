@@ -15,9 +15,9 @@ SCRIPTS = PACKAGE.parent / "scripts"
 ROOMS = """
     rng augment imagenet networks losses memory metrics report pictures card pixels reading images normalising
     classifiers pool hub upload generators.base generators.saved generators.model generators.gan generators.dit
-    generators.pipeline generators.diffusion generators.bank generators.auto matching faults runs logs progress settings
-    processes teachers training trainers.global_local_config trainers.global_local trainers.autoencoder
-    trainers.diffusion_memory_config trainers.diffusion_memory trainers.groups trainers.prediction_matching_config
+    generators.pipeline generators.diffusion generators.bank generators.auto matching arithmetic faults runs logs
+    progress settings processes teachers training trainers.global_local_config trainers.global_local
+    trainers.autoencoder trainers.diffusion_memory_config trainers.diffusion_memory trainers.groups trainers.prediction_matching_config
     trainers.prediction_matching
     stream builder publishing judging quality evaluation cli
 """

@@ -445,7 +445,7 @@ def mixed_sizes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "huge"}, "Unknown preset 'huge'; choose one of paper, lite, tiny"),
+        ({"preset": "huge"}, "Unknown preset 'huge'; choose one of paper, fast, lite, tiny"),
         ({"config": OtherConfig(), "preset": None}, "needs a GlobalLocalConfig, not a OtherConfig"),
         ({"widht": 8}, "Unknown setting widht; .*width"),
         ({"max_steps": 0}, "max_steps is 0; it must be positive"),
@@ -459,7 +459,7 @@ def mixed_sizes():
         ({"adversarial": "hinge"}, "Unknown adversarial 'hinge'; choose one of wgan-gp, minimax"),
         ({"global_reduction": "sum"}, "Unknown global_reduction 'sum'; choose one of logsoftmax_mean"),
         ({"local_reduction": "sum"}, "Unknown local_reduction 'sum'; choose one of batchmean_sum"),
-        ({"mixed_precision": "fp8"}, "Unknown mixed_precision 'fp8'; choose one of no, bf16"),
+        ({"mixed_precision": "fp8"}, "Unknown mixed_precision 'fp8'; choose one of no, bf16, auto"),
         ({"match_augment": "colour"}, "unknown augmentation 'colour'; accepted"),
         ({"pool": ("convnet33",)}, "unknown network 'convnet33'. Did you mean 'convnet3'"),
         ({"pool": ()}, "The pool is empty"),

@@ -128,12 +128,12 @@ class Discriminator(nn.Module):
             for _ in range(3 if i == len(sizes) - 2 else 1):
                 layers += [
                     nn.Conv2d(channels, width, 3, padding=1),
-                    nn.LayerNorm([width, size, size]),
+                    _LayerNorm([width, size, size]),
                     nn.LeakyReLU(),
                 ]
                 channels = width
             layers += [nn.Conv2d(width, width, 3, stride=2, padding=1)]
-            layers += [nn.LayerNorm([width, halved, halved]), nn.LeakyReLU()]
+            layers += [_LayerNorm([width, halved, halved]), nn.LeakyReLU()]
         self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
         self.score = nn.Linear(width, 1)
         self.classes = nn.Linear(width, num_classes)
@@ -142,6 +142,17 @@ class Discriminator(nn.Module):
         """Scores [B], high for real, and class logits [B, K]."""
         features = self.features(images)
         return self.score(features).squeeze(1), self.classes(features)
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Over all of an image, in the layout it comes in: torch's would first bring it into the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_contiguous():
+            return super().forward(x)
+        last = x.permute(0, 2, 3, 1)
+        weight, bias = (parameter.permute(1, 2, 0) for parameter in (self.weight, self.bias))
+        return F.layer_norm(last, last.shape[1:], weight, bias, self.eps).permute(0, 3, 1, 2)
 
 
 def _upsample(width: int, size: int) -> nn.Module:

@@ -38,6 +38,7 @@ GAN_SETTINGS = (
     "noise_dim",
     "adversarial",
     "penalty_weight",
+    "penalty_every",
     "class_on_fakes",
     "ema_decay",
     "mixed_precision",
@@ -63,6 +64,11 @@ class GlobalLocalTrainer(Trainer):
             stages.append(self._stage(MATCH, config.match_epochs, config.match_batch_size, config.match_lr))
         return tuple(stages)
 
+    @property
+    def channels(self) -> int:
+        """Of generator and discriminator."""
+        return self.config.width
+
     def _stage(self, name: str, epochs: int, batch_size: int, lr: float) -> Stage:
         steps = epochs * max(1, len(self.data) // batch_size)
         return Stage(name, min(steps, self.config.max_steps or steps), batch_size, lr)
@@ -75,6 +81,8 @@ class GlobalLocalTrainer(Trainer):
         with seeded(config.seed):
             self.generator = self._generator().to(device).train()
             self.discriminator = Discriminator(self.data.num_classes, self.data.shape, config.width).to(device)
+        for network in (self.generator, self.discriminator):
+            self.arithmetic.lay_out(network)
         self.optimizer_g, self.optimizer_d = self.accelerator.prepare(
             *(
                 torch.optim.Adam(network.parameters(), lr=config.gan_lr, betas=(0.0, 0.9))
@@ -204,10 +212,10 @@ class GlobalLocalTrainer(Trainer):
         loss = loss + F.cross_entropy(real_classes, labels)
         if config.class_on_fakes:
             loss = loss + F.cross_entropy(fake_classes, fake_labels)
-        if config.adversarial == "wgan-gp":
+        if config.adversarial == "wgan-gp" and self.at.step % config.penalty_every == 0:
             mix = self.processes.part(torch.rand(size, generator=generator, device=self.device))
             penalty = gradient_penalty(lambda x: self.discriminator(x)[0], real, fake, mix)
-            loss = loss + config.penalty_weight * penalty
+            loss = loss + config.penalty_every * config.penalty_weight * penalty
         return loss
 
     def generate(self, labels: Tensor) -> Tensor:
@@ -224,4 +232,4 @@ class GlobalLocalTrainer(Trainer):
     def to_generator(self) -> ConditionalGANGenerator:
         """A copy of the generator, averaged if there is an EMA, in eval mode."""
         generator = self.ema.module if self.config.ema_decay else self.generator
-        return deepcopy(generator).eval()
+        return deepcopy(generator).to(memory_format=torch.contiguous_format).eval()

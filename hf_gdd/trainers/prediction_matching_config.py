@@ -116,7 +116,8 @@ class PredictionMatchingConfig(TrainingConfig):
 
     def _recipe(self, who: str, epochs: int) -> Recipe:
         given = {name: getattr(self, f"{who}_{name}") for name in ("batch_size", "lr")}
-        shared = {"schedule": "halved", "augment": self.augment, "mixed_precision": self.mixed_precision}
+        precision = "no" if self.mixed_precision == "auto" else self.mixed_precision  # it is settled when a run begins
+        shared = {"schedule": "halved", "augment": self.augment, "mixed_precision": precision}
         return Recipe(epochs=epochs, **given, **shared)
 
     def identity(self) -> dict[str, Any]:

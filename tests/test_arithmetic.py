@@ -1,0 +1,171 @@
+"""What a run computes in is chosen by timing, changes nothing that it should not, and is kept."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_gdd import GlobalLocalTrainer, ImageTensors
+from hf_gdd.arithmetic import FEWEST_CHANNELS, LAYOUTS, Arithmetic
+from hf_gdd.generators.gan import Discriminator
+from hf_gdd.losses import gradient_penalty
+
+CPU = torch.device("cpu")
+
+
+def timed(monkeypatch, seconds):
+    """Let convolutions take so long; returns the ways that were timed."""
+    asked = []
+
+    def of(self, precision, layout):
+        asked.append((precision, layout == torch.channels_last))
+        return seconds[asked[-1]]
+
+    monkeypatch.setattr(Arithmetic, "_seconds", of)
+    return asked
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def make(folder, **settings):
+    data = ImageTensors.from_dataset("digits").subset(10, 0)
+    small = {"preset": "tiny", "width": 6, "max_steps": 3, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 1}
+    return GlobalLocalTrainer(data, output_dir=folder, **small | settings)
+
+
+SECONDS = {("no", False): 4.0, ("no", True): 3.0, ("bf16", False): 2.0, ("bf16", True): 1.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "channels", "seconds", "chosen"),
+    [
+        ("no", FEWEST_CHANNELS, {}, ("no", True)),
+        ("no", FEWEST_CHANNELS, {("no", True): 5.0}, ("no", False)),
+        ("bf16", FEWEST_CHANNELS, {("bf16", True): 9.0}, ("bf16", False)),
+        ("auto", FEWEST_CHANNELS, {}, ("bf16", True)),
+        ("auto", FEWEST_CHANNELS, {("bf16", False): 9.0, ("bf16", True): 9.0}, ("no", True)),
+        ("auto", 0, {}, ("bf16", False)),
+    ],
+)
+def test_the_fastest_way_is_taken(monkeypatch, caplog, asked, channels, seconds, chosen):
+    timed(monkeypatch, SECONDS | seconds)
+    arithmetic = Arithmetic(asked, channels, CPU)
+    with caplog.at_level(logging.INFO, logger="hf_gdd"):
+        arithmetic.choose(lambda seconds: seconds)
+    assert (arithmetic.precision, arithmetic.layout == torch.channels_last) == chosen
+    assert "Computing in " + ("bf16" if chosen[0] == "bf16" else "fp32") in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_small_networks_are_not_timed(monkeypatch, precision):
+    asked = timed(monkeypatch, SECONDS)
+    arithmetic = Arithmetic(precision, FEWEST_CHANNELS - 1, CPU)
+    arithmetic.choose(lambda seconds: seconds)
+    assert asked == []
+    assert (arithmetic.precision, arithmetic.layout) == (precision, torch.contiguous_format)
+
+
+def test_processes_choose_by_the_mean_of_their_times(monkeypatch):
+    timed(monkeypatch, SECONDS)
+    arithmetic = Arithmetic("no", FEWEST_CHANNELS, CPU)
+    arithmetic.choose(lambda seconds: (seconds + torch.tensor([0.0, 3.0])) / 2)  # the other found this one slower
+    assert arithmetic.layout == torch.contiguous_format
+
+
+def test_real_times_are_positive():
+    assert Arithmetic("no", 8, CPU)._seconds("no", torch.channels_last) > 0
+
+
+def test_the_critic_is_the_same_function_in_either_layout(float64):
+    torch.manual_seed(0)
+    critics = [Discriminator(4, (3, 12, 12), width=10) for _ in LAYOUTS]
+    critics[1].load_state_dict(critics[0].state_dict())
+    critics[1].to(memory_format=torch.channels_last)
+    real, fake, mix = torch.rand(5, 3, 12, 12), torch.rand(5, 3, 12, 12), torch.rand(5)
+    found = []
+    for critic in critics:
+        scores, classes = critic(fake)
+        penalty = gradient_penalty(lambda x, critic=critic: critic(x)[0], real, fake, mix)
+        gradients = torch.autograd.grad(penalty + scores.sum() + classes.square().sum(), list(critic.parameters()))
+        found.append([scores, classes, penalty, *gradients])
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+    assert any(not p.is_contiguous() for p in critics[1].parameters())
+
+
+def test_layer_norms_copy_no_image_into_another_layout():
+    critic = Discriminator(4, (3, 12, 12), width=10).to(memory_format=torch.channels_last)
+    layouts = []
+    for module in critic.features[:-1]:  # all but the last, which flattens
+        module.register_forward_hook(lambda m, i, o: layouts.append(o.is_contiguous(memory_format=LAYOUTS[1])))
+    critic(torch.rand(2, 3, 12, 12).to(memory_format=torch.channels_last))
+    assert all(layouts)
+
+
+def test_a_training_is_the_same_in_either_layout(tmp_path, monkeypatch, float64):
+    found = []
+    for layout in LAYOUTS:
+        monkeypatch.setattr(Arithmetic, "choose", lambda self, agreed, layout=layout: setattr(self, "layout", layout))
+        trainer = make(tmp_path / str(layout))
+        generator = trainer.fit()
+        assert trainer.discriminator.features[3].weight.is_contiguous() == (layout == torch.contiguous_format)
+        assert all(weight.is_contiguous() for weight in generator.parameters())  # as it is saved
+        found.append([*generator.parameters(), *trainer.discriminator.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+def test_bf16_is_near_float32(tmp_path):
+    """One step's losses to 5 % of their size or 0.02, and its gradients in nearly the same direction."""
+    found = []
+    for precision in ("no", "bf16"):
+        trainer = make(tmp_path / precision, width=32, mixed_precision=precision)
+        trainer._open(None)
+        trainer.at.stage = 1
+        losses = trainer.step(torch.arange(8))
+        gradients = [
+            torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (trainer.generator, trainer.discriminator)
+        ]
+        found.append((losses, gradients))
+    (losses, gradients), (rounded, rough) = found
+    for name in losses:
+        assert float(rounded[name]) == pytest.approx(float(losses[name]), rel=0.05, abs=0.02), name
+    for one, other in zip(gradients, rough, strict=True):
+        assert float(F.cosine_similarity(one, other, dim=0)) > 0.98
+
+
+def test_a_resumed_run_goes_on_in_what_it_began_in(tmp_path, monkeypatch):
+    settings = {"width": FEWEST_CHANNELS, "mixed_precision": "auto", "checkpoint_every": 1, "method": "cgan"}
+    timed(monkeypatch, SECONDS | {("bf16", True): 9.0, ("bf16", False): 9.0})
+    trainer = make(tmp_path / "run", **settings)
+    generator = trainer.fit()
+    assert trainer.arithmetic.state_dict() == {"precision": "no", "channels_last": True}
+    assert generator.config.training["mixed_precision"] == "no"
+    asked = timed(monkeypatch, SECONDS)
+    again = make(tmp_path / "run", **settings)
+    again.fit()
+    assert asked == []
+    assert again.arithmetic.state_dict() == trainer.arithmetic.state_dict()
+    assert not again.discriminator.features[3].weight.is_contiguous()
+
+
+def test_a_lazy_penalty_counts_as_often_as_it_is_left_out(tmp_path):
+    trainer = make(tmp_path / "run", penalty_every=3, penalty_weight=2.0)
+    trainer._open(None)
+    images, labels = trainer.data.gather(torch.arange(8))
+    real, state = images / 127.5 - 1, trainer.random.state_dict()
+
+    def loss(step, **settings):
+        trainer.at.step, trainer.config = step, trainer.config.changed(**settings)
+        trainer.random.load_state_dict(state)
+        return trainer.discriminator_loss(real, labels).item()
+
+    with_penalty, without = loss(3), loss(4)
+    assert loss(5) == without
+    thrice = loss(4, penalty_every=1, penalty_weight=6.0)
+    assert with_penalty == pytest.approx(thrice, rel=1e-6)
+    assert abs(with_penalty - without) > 0.1
