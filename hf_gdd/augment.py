@@ -231,9 +231,10 @@ def _apply_one(names: list[str], x: Tensor, draw: Tensor) -> Tensor:
     if not names:
         return x
     choice = (draw[:, _CHOICE] * len(names)).long()
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and (choice == choice[0]).all():
         return _apply(names[int(choice[0])], x, draw)
-    # All are computed and one is kept: reading the choice on the host would stall the device on every step.
+    # All are computed and one is kept: reading the choice on the host would stall the device on every step, and
+    # several batches in one, as networks trained in step are given them, each have a choice of their own.
     result = _apply(names[0], x, draw)
     for index, name in enumerate(names[1:], start=1):
         result = torch.where((choice == index).view(-1, 1, 1, 1), _apply(name, x, draw), result)

@@ -175,28 +175,48 @@ class Learner:
             The loss, still on the device.
 
         """
-        x = self._augmented(images, self.augment.draw(len(images), generator, images.device))
-        loss_of = prediction_gap if labels.is_floating_point() else F.cross_entropy
-        if self.cutmix:
-            x, order, kept = cutmix(x, generator)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.network(x)[0]
-            loss = loss_of(logits, labels)
-            if self.cutmix:
-                loss = kept * loss + (1 - kept) * loss_of(logits, labels[order])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        return loss.detach()
+        return self.learn(*self.seen(images, labels, generator))
 
-    def _augmented(self, images: Tensor, draw: Tensor) -> Tensor:
+    def seen(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What the network is shown of a batch, which `learn` takes: images as floats and labels, see `mixed`."""
+        draw = self.augment.draw(len(images), generator, images.device)
+        return self.mixed(self.augmented(images, draw), labels, generator)
+
+    def augmented(self, images: Tensor, draw: Tensor) -> Tensor:
+        """Images as floats [B, C, H, W], normalised and augmented by a draw [B, 12]."""
         if images.is_floating_point():
             return self.augment(images, draw)
         unit = to_unit(images)
         if self.augment.of_unit:
             return self.normalise(self.augment(unit, draw))
         return self.augment(self.normalise(unit), draw)
+
+    def mixed(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Images and labels; with cutmix mixed images, their own labels, those pasted in, and the share they keep."""
+        if not self.cutmix:
+            return x, labels
+        x, order, kept = cutmix(x, generator)
+        return x, labels, labels[order], kept
+
+    def learn(self, *seen: Tensor) -> Tensor:
+        """One SGD step on what is `seen`; returns the loss, still on the device."""
+        loss = self.loss(self.network, *seen)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach()
+
+    def loss(self, network: Callable[[Tensor], Any], x: Tensor, labels: Tensor, *mixed: Tensor) -> Tensor:
+        """What SGD descends, for this network or whatever else maps images to logits and a feature."""
+        loss_of = prediction_gap if labels.is_floating_point() else F.cross_entropy
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = network(x)[0]
+            loss = loss_of(logits, labels)
+            if mixed:
+                others, kept = mixed
+                loss = kept * loss + (1 - kept) * loss_of(logits, others)
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, momentum and place in the schedule."""
