@@ -57,6 +57,7 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         class_names=config["class_names"],
         size=f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}",
         table=report.markdown() if report else None,
+        shared_draws=report is not None and report.shared_draws,
         settings=training,
         versions={name: version(name) for name in ("hf_gdd", "torch", "diffusers")},
     ).content

@@ -228,16 +228,6 @@ class Learner:
             getattr(self, name).load_state_dict(part)
 
 
-def fit_classifier(
-    learner: Learner, batches: Iterable[tuple[Tensor, Tensor]], steps: int, generator: torch.Generator
-) -> nn.Module:
-    """Take `steps` SGD steps over `batches` of uint8 images and labels; returns the network."""
-    learner.network.train()
-    for _, (images, labels) in zip(range(steps), batches, strict=False):
-        learner.step(images, labels, generator)
-    return learner.network
-
-
 def shuffled(images: int, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Row numbers of the batches of one epoch, each row once."""
     order = torch.randperm(images, generator=generator, device=generator.device)

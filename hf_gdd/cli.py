@@ -209,6 +209,8 @@ class Evaluate:
         recipe: of their training: `paper`, `imagenet-subset`, `prediction-matching`, or `tiny` for the 8x8 digits.
         quality: also judge the images themselves: precision, recall, density, coverage, Frechet distance, diversity.
         zca: whether networks see whitened images; needed for a set that was made of a bank whose teacher did.
+        shared_draws: all networks see the same batches, augmented alike, and differ by their first weights. It is
+            quicker, but their deviation then leaves out what order, augmentation and fresh images bring.
         seed: of the images and of the first network.
         test_split: name of the real test split.
         revision: branch, tag or commit of the generator's repo.
@@ -232,6 +234,7 @@ class Evaluate:
     recipe: Literal["paper", "imagenet-subset", "prediction-matching", "tiny"] = "paper"
     quality: bool = False
     zca: bool | None = None
+    shared_draws: bool = False
     seed: int = 0
     test_split: str = "test"
     revision: str | None = None
@@ -272,6 +275,7 @@ class Evaluate:
             recipe=self.recipe,
             quality=self.quality,
             zca=self.zca,
+            shared_draws=self.shared_draws,
             sampling=changed_sampling(train, **given) if is_generator else None,
             seed=self.seed,
         )

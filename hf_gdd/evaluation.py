@@ -38,6 +38,7 @@ def evaluate(
     with_baselines: bool = True,
     quality: bool = False,
     zca: bool | None = None,
+    shared_draws: bool = False,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
@@ -68,6 +69,9 @@ def evaluate(
             architecture that are trained on all of `real`.
         zca: whether networks see images whitened over `real`, as the teacher of soft labels may have. A bank knows; of
             a data set it must be said.
+        shared_draws: all n networks see the batches and augmentations of the first one, which a generator then makes
+            once; they differ by their first weights alone, and `random-real` by its subsets too. The deviation between
+            networks then leaves out what order and augmentation bring, and for `dynamic` which images were made.
         device: where to train; the generator's, else CUDA if there is one.
         progress: show a bar.
 
@@ -99,7 +103,7 @@ def evaluate(
         for size in ipcs:
             real.require_ipc(size)
     view, origin = _view(generator, own, real, _zca(generator) if zca is None else zca)
-    judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress)
+    judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
 
     results, scores, made = [], [], None
     sampling = None if generator is None else sampling or generator.sampling
@@ -135,6 +139,7 @@ def baselines(
     recipe: Recipe | str | None = None,
     seed: int = 0,
     bank: "ImageBank | None" = None,
+    shared_draws: bool = False,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
@@ -150,7 +155,7 @@ def baselines(
     if bank is not None and not has_soft_labels(bank):
         raise ValueError("This bank has hard labels alone: leave it out.")
     view, origin = _view(bank, None, real, _zca(bank))
-    judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress)
+    judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
     return judge.report(judge.baselines(real, ipcs, _labeller(bank, real)), _origin(None, None, real), origin)
 
 

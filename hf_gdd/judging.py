@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_gdd.classifiers import Learner, Recipe, accuracy, epochs_of, fit_classifier
+from hf_gdd.classifiers import Learner, Recipe, accuracy, epochs_of
+from hf_gdd.cohort import Cohort, stacking_pays
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import NetworkSpec, build_network, network_name
@@ -56,6 +57,7 @@ class Judge:
         recipe: of their training.
         seed: network i is drawn from `seed + i`.
         progress: show a bar.
+        shared_draws: all networks of a row see the batches and augmentations of the first one; see `hf_gdd.evaluate`.
 
     """
 
@@ -66,6 +68,7 @@ class Judge:
     recipe: Recipe
     seed: int
     progress: bool
+    shared_draws: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -85,22 +88,20 @@ class Judge:
         generator_seed: int | None = None,
         sampling: str | None = None,
         generator: str | None = None,
+        apart: bool = False,
     ) -> list[Result]:
-        """Train and test n networks of each architecture on `batches(i, random)`, of `images` images an epoch."""
+        """Train and test n networks of each architecture on `batches(i, random)`, of `images` images an epoch.
+
+        With `apart`, each has images of its own even where draws are shared.
+        """
         recipe = self.recipe.at(ipc, self.test.num_classes)
         steps, looks, results = recipe.steps(images), LOOKS.get(protocol, 1), []
         epochs = min(pool_size(protocol) or math.inf, steps / recipe.batches(images))
-        hidden = {} if self.progress else {"disable": True}
         for spec in self.networks:
-            started = time.perf_counter()
+            started, accuracies = time.perf_counter(), [0.0] * self.n
             label = f"{name} {protocol} {f'IPC {ipc}' if ipc else ''} {network_name(spec)}"
-            accuracies = [
-                max(
-                    accuracy(network, self.test, self.normalise)
-                    for network in self.trained(spec, recipe, i, batches, steps, looks)
-                )
-                for i in tqdm(range(self.n), desc=label, unit="net", dynamic_ncols=True, **hidden)
-            ]
+            for i, network in self.trained(spec, recipe, batches, images, label, looks, apart):
+                accuracies[i] = max(accuracies[i], accuracy(network, self.test, self.normalise))
             result = Result(
                 name=name,
                 protocol=protocol,
@@ -123,18 +124,36 @@ class Judge:
         self,
         spec: NetworkSpec,
         recipe: Recipe,
-        i: int,
         batches: Callable[[int, Random], Batches],
-        steps: int,
+        images: int,
+        label: str,
         looks: int = 1,
-    ) -> Iterator[nn.Module]:
-        """Network i, as it is at each of `looks` equally distant looks, the last at its end."""
-        random = Random(self.seed + i, self.test.device)
+        apart: bool = False,
+    ) -> Iterator[tuple[int, nn.Module]]:
+        """Every network, by number, as it is at each of `looks` equally distant looks, the last at its end.
+
+        One network is trained after the other, unless stacking them pays or they share one stream of batches: then all
+        are looked at before any goes on.
+        """
+        steps, test, numbers = recipe.steps(images), self.test, range(self.n)
+        told = (test.num_classes, test.shape, test.device, self.normalise, recipe, min(images, recipe.batch_size))
+        stacked, one_stream = stacking_pays(self.n, spec, *told), self.shared_draws and not apart
+        hidden = {} if self.progress else {"disable": True}
+        with tqdm(total=self.n * steps, desc=label, unit="step", dynamic_ncols=True, **hidden) as bar:
+            for members in [numbers] if stacked or one_stream else [numbers[i : i + 1] for i in numbers]:
+                cohort = Cohort([self._learner(spec, recipe, steps, i) for i in members], stacked)
+                streams = members[:1] if one_stream else members
+                randoms = [Random(self.seed + (0 if self.shared_draws else i), test.device) for i in streams]
+                rows = [iter(batches(i, random)) for i, random in zip(streams, randoms, strict=True)]
+                rows[0] = _counted(rows[0], bar, len(members))
+                for look in range(looks):
+                    share = steps * (look + 1) // looks - steps * look // looks
+                    cohort.fit(rows, share, [random.device for random in randoms])
+                    yield from zip(members, (learner.network for learner in cohort.learners), strict=True)
+
+    def _learner(self, spec: NetworkSpec, recipe: Recipe, steps: int, i: int) -> Learner:
         network = build_network(spec, self.test.num_classes, self.test.shape, seed=self.seed + i)
-        learner = Learner(network.to(self.test.device), self.normalise, recipe, steps)
-        rows = iter(batches(i, random))
-        for look in range(looks):
-            yield fit_classifier(learner, rows, steps * (look + 1) // looks - steps * look // looks, random.device)
+        return Learner(network.to(self.test.device), self.normalise, recipe, steps)
 
     def fixed(
         self,
@@ -195,11 +214,13 @@ class Judge:
     ) -> list[Result]:
         """For each IPC random real images, another subset for each network; and the ceiling, all of them.
 
+        Subsets stay different where draws are shared: it is their order and augmentation that networks then have alike.
+
         With `label`, uint8 images [N, C, H, W] to a teacher's logits, also the same subsets with its soft labels.
         """
         results, image = [], real.images[0].nbytes
         for ipc in ipcs:
-            size, row = ipc * real.num_classes, {"name": RANDOM_REAL, "ipc": ipc}
+            size, row = ipc * real.num_classes, {"name": RANDOM_REAL, "ipc": ipc, "apart": True}
             drawn = [real.subset(ipc, self.seed + i) for i in range(self.n)]
             results += self.fixed(drawn.__getitem__, size, size * image, protocol="fixed", **row)
             if label is not None:
@@ -221,7 +242,15 @@ class Judge:
             normalisation=normalisation,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
             versions={name: version(name) for name in ("hf_gdd", "torch", "datasets")},
+            shared_draws=self.shared_draws,
         )
+
+
+def _counted(batches: Batches, bar: tqdm, networks: int) -> Batches:
+    """The same batches, each of them a step of so many networks."""
+    for batch in batches:
+        bar.update(networks)
+        yield batch
 
 
 def provenance(generator: Generator, sampling: Any) -> dict[str, Any]:

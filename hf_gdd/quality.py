@@ -37,20 +37,17 @@ class Critics:
 
     def __init__(self, judge: Judge, real: ImageTensors) -> None:
         self.judge, self.real, self.spec = judge, real, judge.networks[0]
-        self.networks = [self._trained(i) for i in range(judge.n)]
+        self.networks = self._trained()
         self.reference = self._features(judge.test.images)
 
-    def _trained(self, i: int) -> torch.nn.Module:
+    def _trained(self) -> list[torch.nn.Module]:
         """As for the row of full data."""
         recipe = self.judge.recipe.at(None, self.real.num_classes)
-        (network,) = self.judge.trained(
-            self.spec,
-            recipe,
-            i,
-            lambda i, random: epochs_of(self.real, recipe, random.device),
-            recipe.steps(len(self.real)),
+        label = f"networks that judge images, {network_name(self.spec)}"
+        trained = self.judge.trained(
+            self.spec, recipe, lambda i, random: epochs_of(self.real, recipe, random.device), len(self.real), label
         )
-        return network.eval()
+        return [network.eval() for _, network in trained]
 
     def _features(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each network the labels it gives to images, [N], and their features, [N, D]."""

@@ -114,6 +114,7 @@ class Report:
         device: the device's name.
         versions: of the libraries that matter.
         quality: of sets of images, where it was asked for.
+        shared_draws: whether all networks of a row saw the same batches, augmented alike.
 
     """
 
@@ -125,6 +126,7 @@ class Report:
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     quality: tuple[Quality, ...] = ()
+    shared_draws: bool = False
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -157,8 +159,8 @@ class Report:
         """One report of several taken under the same circumstances.
 
         Raises:
-            ValueError: they differ in data, recipe, normalisation, device or versions, two hold the same cell of one
-                generator, or there are none.
+            ValueError: they differ in data, recipe, normalisation, device, versions or shared draws, two hold the same
+                cell of one generator, or there are none.
 
         """
         reports = list(reports)
@@ -253,9 +255,10 @@ class Report:
         versions = ", ".join(f"{key} {value}" for key, value in self.versions.items())
         samplings = dict.fromkeys(result.sampling for result in self.results if result.sampling)
         sampling = f"Sampling: {', '.join(samplings)}. " if samplings else ""
+        shared = " All networks of a row saw the same draws." if self.shared_draws else ""
         return (
             f"± is the sample deviation over networks; `between` is over generators. Train {self.train}; "
-            f"test {self.test}. {sampling}Recipe: {recipe}. Normalised by {self.normalisation}. {self.device}; "
+            f"test {self.test}. {sampling}Recipe: {recipe}. Normalised by {self.normalisation}.{shared} {self.device}; "
             f"{versions}."
         )
 

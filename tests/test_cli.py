@@ -10,6 +10,7 @@ from PIL import Image
 from hf_gdd import judging
 from hf_gdd.classifiers import RECIPES, Recipe
 from hf_gdd.cli import main
+from hf_gdd.cohort import Cohort
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
@@ -199,7 +200,7 @@ def test_the_config_of_another_trainer_is_refused(tmp_path, capsys):
 
 
 def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(judging, "fit_classifier", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(Cohort, "fit", lambda *args: pytest.fail("trained"))
     generator, empty = str(run / "generator"), tmp_path / "empty"
     empty.mkdir()
     refused(capsys, ["materialize", str(tmp_path / "nowhere")], "error:", "is neither a local folder")
@@ -230,7 +231,7 @@ def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatc
         ),
         (["distill", "--preset", "tiny"], ["--pool", "convnet2", "--image-size", "--seed", "--mixed-precision"]),
         (["materialize"], ["--ipc", "--output-dir", "--seed", "--truncation", "--num-proc"]),
-        (["evaluate"], ["--dataset", "--ipc", "--protocol", "--networks", "--recipe", "--output", "--test-split"]),
+        (["evaluate"], ["--dataset", "--ipc", "--protocol", "--networks", "--recipe", "--shared-draws", "--output"]),
     ],
     ids=" ".join,
 )
@@ -264,7 +265,7 @@ def test_ctrl_c_while_evaluating_ends_without_a_traceback(run, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judging, "fit_classifier", interrupted)
+    monkeypatch.setattr(Cohort, "fit", interrupted)
     arguments = ["evaluate", str(run / "generator"), "--dataset", "digits", "--recipe", "tiny", "--ipc", "1"]
     try:
         status = main(arguments)

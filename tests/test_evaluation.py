@@ -13,8 +13,8 @@ from hf_gdd.classifiers import (
     accuracy,
     epochs_of,
     find_recipe,
-    fit_classifier,
 )
+from hf_gdd.cohort import Cohort
 from hf_gdd.evaluation import baselines, evaluate
 from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import ConditionalGANGenerator
@@ -22,7 +22,8 @@ from hf_gdd.images import ImageTensors
 from hf_gdd.networks import build_network
 from hf_gdd.normalising import Normaliser, Whitener
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
-from hf_gdd.rng import noise
+from hf_gdd.rng import Random, noise
+from hf_gdd.stream import DistilledStream
 
 NAMES = ("ant", "bee", "cat")
 SHORT = Recipe(max_steps=5)
@@ -122,10 +123,9 @@ def test_separable_classes_are_learned():
     recipe = Recipe(lr=0.05, augment="", batch_size=20)
     student = learner(train, recipe, 40)
     before = accuracy(student.network, test, normaliser(train))
-    network = fit_classifier(student, epochs_of(train, recipe, random()), 40, random(1))
-    assert network is student.network
+    Cohort([student]).fit([epochs_of(train, recipe, random())], 40, [random(1)])
     assert before < 0.8
-    assert accuracy(network, test, normaliser(train)) == 1.0
+    assert accuracy(student.network, test, normaliser(train)) == 1.0
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -158,7 +158,7 @@ def test_accuracy_does_not_depend_on_the_batch_size():
     """With batch statistics an image would be judged by its neighbours."""
     data = toy()
     student = learner(data, Recipe(lr=0.1, augment=""), 100, network=BatchNormed)
-    fit_classifier(student, epochs_of(data, SHORT, random()), 10, random())
+    Cohort([student]).fit([epochs_of(data, SHORT, random())], 10, [random()])
     statistics = student.network.network[1].running_mean.clone()
     shares = {size: accuracy(student.network, data, normaliser(data), batch_size=size) for size in (1, 7, 1000)}
     assert len(set(shares.values())) == 1
@@ -355,6 +355,74 @@ def test_every_architecture_has_a_result():
     assert [(r.network, len(r.accuracies)) for r in report.results] == [("convnet1", 3), ("BatchNormed", 3)]
 
 
+# Networks in step.
+
+
+STEADY = NO_PROBLEM | {"recipe": Recipe(max_steps=8, lr=0.03), "n": 3}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_stacked_networks_are_as_accurate_as_one_by_one(monkeypatch, shared):
+    protocols = ("fixed", "soft", "dynamic-best5-test", "dynamic-pool-2")
+    told = STEADY | {"networks": ("convnet1", BatchNormed), "ipc": 4, "protocol": protocols, "shared_draws": shared}
+    reports = []
+    for stacked in (False, True):
+        monkeypatch.setattr(judging, "stacking_pays", lambda *args, chosen=stacked: chosen)
+        stub, _ = soft_stub(RIGHT, contrast=5)
+        stub.max_ipc = None
+        reports.append(evaluate(stub, toy(seed=1, contrast=5), real=toy(contrast=5), quality=True, **told))
+    for one, other in zip(*(report.results for report in reports), strict=True):
+        assert replace(one, accuracies=(), seconds=0) == replace(other, accuracies=(), seconds=0)
+        assert one.accuracies == pytest.approx(other.accuracies, abs=1.01 / 60)  # of 60 images, one near a border
+    for one, other in zip(*(report.quality for report in reports), strict=True):
+        assert one.mean("label_accuracy") == pytest.approx(other.mean("label_accuracy"), abs=0.05)
+
+
+def alone(train, test, seed, number, batches, steps):
+    """The accuracy of network `number` of a seed, trained by itself on batches and draws of the first network."""
+    draws = Random(seed).device
+    student = learner(test, STEADY["recipe"], steps, seed=seed + number)
+    student.normalise = normaliser(train)
+    Cohort([student]).fit([batches(draws)], steps, [draws])
+    return accuracy(student.network, test, normaliser(train))
+
+
+def test_with_shared_draws_networks_differ_by_their_first_weights_alone():
+    real, test, generator = toy(contrast=5), toy(seed=1, contrast=5), Stub(contrast=5)
+    told = STEADY | {"real": real, "ipc": 4, "seed": 11, "protocol": ("fixed", "dynamic"), "shared_draws": True}
+    report = evaluate(generator, test, **told)
+    stream = [pair for _, pairs in generator.asked[1:] for pair in pairs]
+    assert [seed for seed, _ in generator.asked] == [11] * len(generator.asked)
+    assert len(stream) == len(set(stream)) == 8 * 12  # made once for all three networks
+    labels, indices = torch.arange(3).repeat_interleave(4), torch.arange(4).repeat(3)
+    made = ImageTensors(generator.sample(labels, indices, 11), labels, NAMES, "made", torch.device("cpu"))
+    recipe, size = STEADY["recipe"], STEADY["recipe"].batch_size
+    expected = {
+        ("stub", "fixed"): lambda i: lambda draws: epochs_of(made, recipe, draws),
+        ("stub", "dynamic"): lambda i: lambda draws: DistilledStream(generator, 4, 11, size).batches(8),
+        (RANDOM_REAL, "fixed"): lambda i: lambda draws: epochs_of(real.subset(4, 11 + i), recipe, draws),
+        (FULL_DATA, "fixed"): lambda i: lambda draws: epochs_of(real, recipe, draws),
+    }
+    assert {(row.name, row.protocol): row.accuracies for row in report.results} == {
+        row: tuple(alone(real, test, 11, i, batches(i), 8) for i in range(3)) for row, batches in expected.items()
+    }
+    assert report.shared_draws
+    apart = evaluate(Stub(contrast=5), test, **told | {"shared_draws": False})
+    with pytest.raises(ValueError, match="differ in 'shared_draws'"):
+        Report.merge([report, apart])
+    for one, other in zip(report.results, apart.results, strict=True):
+        assert one.accuracies[0] == other.accuracies[0]  # whose stream it is
+        assert one.accuracies[1:] != other.accuracies[1:]
+
+
+def test_baselines_share_draws_too():
+    real, test = toy(contrast=5), toy(seed=1, contrast=5)
+    together = evaluate(Stub(), test, real=real, ipc=4, shared_draws=True, **STEADY)
+    assert [row.accuracies for row in baselines(real, test, ipcs=(4,), shared_draws=True, **STEADY).results] == [
+        row.accuracies for row in together.results[1:]
+    ]
+
+
 SHUFFLED = ("bee", "ant", "cat")
 
 
@@ -412,12 +480,11 @@ def test_a_pool_goes_round_its_sets(monkeypatch):
     """Epochs 0, 1, 2, 0, 1, 2, ... of the same images as a stream's first three epochs."""
     shown = []
 
-    def remember(learner, batches, steps, generator):
-        for _, (images, _) in zip(range(steps), batches, strict=False):
+    def remember(self, batches, steps, generators):
+        for _, (images, _) in zip(range(steps), *batches, strict=False):
             shown.append(images)
-        return learner.network
 
-    monkeypatch.setattr(judging, "fit_classifier", remember)
+    monkeypatch.setattr(Cohort, "fit", remember)
     generator, recipe = Stub(), Recipe(max_steps=7, batch_size=64)
     options = NO_PROBLEM | {"n": 1, "recipe": recipe}
     report = evaluate(generator, toy(), ipc=2, protocol="dynamic-pool-3", **options)
@@ -483,12 +550,12 @@ def test_reports_share_their_references(tmp_path):
 def test_critics_are_trained_once_for_many_generators(monkeypatch):
     trained = []
     fit = quality.Critics._trained
-    monkeypatch.setattr(quality.Critics, "_trained", lambda self, i: trained.append(i) or fit(self, i))
+    monkeypatch.setattr(quality.Critics, "_trained", lambda self: trained.append(self) or fit(self))
     options = NO_PROBLEM | {"real": toy(), "quality": True, "with_baselines": False}
     test = toy(seed=1)
     for _ in range(3):
         evaluate(Stub(), test, ipc=2, **options)
-    assert trained == [0, 1]
+    assert len(trained) == 1
 
 
 def test_an_autoencoders_reconstruction_is_judged():

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from hf_gdd.card import generator_card
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
 
 
@@ -56,6 +57,20 @@ def test_a_saved_report_is_loaded_as_it_was(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["results"][0]["accuracies"] == [0.5, 0.7]
 
 
+def test_reports_from_before_draws_could_be_shared_had_them_apart(tmp_path):
+    path = tmp_path / "report.json"
+    for shared in (False, True):
+        report(result(), shared_draws=shared).save(path)
+        assert Report.load(path).shared_draws is shared
+        assert ("All networks of a row saw the same draws" in Report.load(path).markdown()) is shared
+        card = generator_card("me/ours", {"class_names": ["a", "b"], "image_shape": (1, 8, 8)}, Report.load(path))
+        assert ("All networks of a row saw the same batches, augmented alike" in " ".join(card.split())) is shared
+    content = json.loads(path.read_text())
+    del content["shared_draws"]
+    path.write_text(json.dumps(content))
+    assert Report.load(path).shared_draws is False
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -98,6 +113,7 @@ def test_merging_joins_the_results_in_order():
         {"normalisation": "other"},
         {"device": "GPU"},
         {"versions": {"torch": "3"}},
+        {"shared_draws": True},
     ],
     ids=str,
 )
