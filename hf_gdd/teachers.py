@@ -17,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_gdd.classifiers import Learner, Recipe, epochs_of
+from hf_gdd.cohort import Cohort, parties
 from hf_gdd.images import ImageTensors
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.networks import build_network
@@ -30,6 +31,7 @@ DEFAULT_CACHE = Path(HF_HOME) / "hf_gdd" / "teachers"
 VERSION = 1  # raise it when equal settings begin to give other teachers: old ones are then left behind
 _STREAM = 0x7EAC  # keeps their draws apart from those of the runs that use them
 _SAVE_EVERY = 10  # seconds of training that a stop can cost, and the epoch it stops
+_TOGETHER = 8  # teachers that are trained in step, at most: more would take more memory and save little
 
 
 class Teachers:
@@ -66,8 +68,14 @@ class Teachers:
         hidden = {} if progress else {"disable": True}
         total = len(missing) * self.recipe.steps(len(self.data))
         with tqdm(total=total, desc=f"{len(missing)} teachers", unit="step", dynamic_ncols=True, **hidden) as bar:
-            for number in missing:
-                self._train(number, bar)
+            begun = {number: self._begun(self._partial(number)) for number in missing}
+            places: dict[int, list[int]] = {}  # of their training: only those at one place go on in step
+            for number, state in begun.items():
+                places.setdefault(state["done"] if state else 0, []).append(number)
+            most = min(self.recipe.batch_size, len(self.data))
+            for numbers in places.values():
+                for party in parties(numbers, self.network, self.data, self.view, self.recipe, most, _TOGETHER):
+                    self._train({number: begun[number] for number in party}, bar)
         logger.info("Teachers are kept in %s.", self.folder)
 
     def __getitem__(self, number: int) -> nn.Module:
@@ -87,40 +95,51 @@ class Teachers:
             self.loaded[number] = network.eval().requires_grad_(False)
         return self.loaded[number]
 
-    def _train(self, number: int, bar: tqdm) -> None:
-        """Train one, going on after the last epoch that a stopped run kept.
+    def _train(self, begun: Mapping[int, dict[str, Any] | None], bar: tqdm) -> None:
+        """Train some in step, going on after the last epoch that a stopped run kept of them.
 
         Raises:
-            NonFiniteLossError: it diverged.
+            NonFiniteLossError: one diverged; the others are kept.
 
         """
-        steps, partial = self.recipe.steps(len(self.data)), self._partial(number)
-        learner, done = Learner(self._built(number), self.view, self.recipe, steps), 0
-        random = Random(derive(number, _STREAM), self.data.device)
-        if state := self._begun(partial):
-            learner.load_state_dict(state["learner"])
-            random.load_state_dict(state["random"])
-            done = state["done"]
-        bar.update(done)
+        steps, done, learners, randoms = self.recipe.steps(len(self.data)), 0, [], []
+        for number, state in begun.items():
+            learners.append(Learner(self._built(number), self.view, self.recipe, steps))
+            randoms.append(Random(derive(number, _STREAM), self.data.device))
+            if state:
+                learners[-1].load_state_dict(state["learner"])
+                randoms[-1].load_state_dict(state["random"])
+                done = state["done"]
+        cohort, generators = Cohort(learners, stacked=True), [random.device for random in randoms]
+        bar.update(done * len(begun))
         saved = time.monotonic()
         while done < steps:
-            epoch = epochs_of(self.data, self.recipe, random.device)
-            for images, labels in islice(epoch, min(self.recipe.batches(len(self.data)), steps - done)):
-                learner.step(images, labels, random.device)
+            epochs = [epochs_of(self.data, self.recipe, generator) for generator in generators]
+            for batches in islice(zip(*epochs, strict=True), min(self.recipe.batches(len(self.data)), steps - done)):
+                cohort.step(batches, generators)
                 done += 1
-                bar.update()
+                bar.update(len(begun))
             if time.monotonic() - saved > _SAVE_EVERY:
-                state = {"learner": learner.state_dict(), "random": random.state_dict(), "done": done}
-                _save(partial, state)
+                for number, learner, random in zip(begun, cohort.learners, randoms, strict=True):
+                    state = {"learner": learner.state_dict(), "random": random.state_dict(), "done": done}
+                    _save(self._partial(number), state)
                 saved = time.monotonic()
-        if not all(weight.isfinite().all() for weight in learner.network.parameters()):
-            partial.unlink(missing_ok=True)
+        self._keep({number: learner.network for number, learner in zip(begun, cohort.learners, strict=True)})
+
+    def _keep(self, trained: Mapping[int, nn.Module]) -> None:
+        """Save those that are finite, and raise if one is not."""
+        diverged = []
+        for number, network in trained.items():
+            if all(weight.isfinite().all() for weight in network.parameters()):
+                _save(self._path(number), network.state_dict())
+            else:
+                diverged.append(number)
+            self._partial(number).unlink(missing_ok=True)
+        if diverged:
             raise NonFiniteLossError(
-                f"The weights of teacher {number} are not finite after its training: lower teacher_lr (now "
+                f"The weights of teacher {diverged[0]} are not finite after its training: lower teacher_lr (now "
                 f"{self.recipe.lr}). It was not kept."
             )
-        _save(self._path(number), learner.network.state_dict())
-        partial.unlink(missing_ok=True)
 
     def _built(self, number: int) -> nn.Module:
         seed = derive(number, _STREAM, 1)

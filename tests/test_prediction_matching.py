@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_gdd import AutoGenerator, ImageTensors, PredictionMatchingTrainer, classifiers, evaluate, load_distilled_dataset
+from hf_gdd import (
+    AutoGenerator,
+    ImageTensors,
+    PredictionMatchingTrainer,
+    classifiers,
+    cohort,
+    evaluate,
+    load_distilled_dataset,
+)
 from hf_gdd.cli import main
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.networks import build_network, frozen
@@ -58,7 +66,7 @@ def opened(make):
         trainer = make(**overrides)
         trainer._open(None)
         (group,) = trainer.groups.own.values()
-        trainer.train_students(group, torch.arange(len(group.images)))
+        trainer.train_students([(group, torch.arange(len(group.images)))])
         return trainer, group
 
     return at_start
@@ -193,7 +201,7 @@ def test_every_generation_has_a_teacher_and_weights_of_its_own(opened):
     trainer, group = opened(teachers=2, student_lr=1e-9)
     numbers, weights = set(), set()
     for _ in range(8):
-        trainer.train_students(group, torch.arange(20))
+        trainer.train_students([(group, torch.arange(20))])
         numbers.add(group.teacher_number)
         weights.add(round(next(group.students[0].parameters()).double().sum().item(), 4))
     assert numbers == {0, 1}
@@ -217,7 +225,9 @@ def test_images_that_are_not_finite_are_neither_kept_nor_published(make, tmp_pat
 
 def test_students_learn_from_the_images_that_the_iteration_moves(make, monkeypatch):
     seen = []
-    monkeypatch.setattr(PredictionMatchingTrainer, "train_students", lambda self, group, rows: seen.append(rows))
+    monkeypatch.setattr(
+        PredictionMatchingTrainer, "train_students", lambda self, chosen: seen.extend(rows for _, rows in chosen)
+    )
     monkeypatch.setattr(
         PredictionMatchingTrainer,
         "move_images",
@@ -297,6 +307,99 @@ def test_a_damaged_teacher_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=rf"Delete {path}"):
         _ = teachers(tmp_path)[0]
+
+
+def in_step(monkeypatch):
+    """Train together whatever can be."""
+    monkeypatch.setattr(cohort, "stacking_pays", lambda n, *args: n > 1)
+
+
+def assert_same_teachers(one, other, numbers=range(3)):
+    for number in numbers:
+        torch.testing.assert_close(one[number].state_dict(), other[number].state_dict(), rtol=1e-3, atol=1e-4)
+        assert one._path(number).stat().st_size == other._path(number).stat().st_size
+
+
+def test_teachers_trained_in_step_are_those_trained_alone(tmp_path, monkeypatch):
+    alone, together = teachers(tmp_path / "alone"), teachers(tmp_path / "together")
+    alone.prepare(range(3))
+    in_step(monkeypatch)
+    parties, train = [], Teachers._train
+    monkeypatch.setattr(
+        Teachers, "_train", lambda self, begun, bar: parties.append([*begun]) or train(self, begun, bar)
+    )
+    monkeypatch.setattr("hf_gdd.teachers._TOGETHER", 2)
+    together.prepare(range(3))
+    assert parties == [[0, 1], [2]]
+    assert_same_teachers(alone, together)
+
+
+def test_teachers_go_on_together_from_one_place(tmp_path, monkeypatch):
+    """Teacher 1 was stopped alone after one epoch, the others in step after two."""
+    monkeypatch.setattr("hf_gdd.teachers._SAVE_EVERY", 0)
+    whole, cut, step = teachers(tmp_path / "whole"), teachers(tmp_path / "cut"), cohort.Cohort.step
+    whole.prepare(range(3))
+    in_step(monkeypatch)
+    for numbers, last in (([1], 4), ([0, 2], 6)):
+        steps = []
+
+        def stop(self, *args, steps=steps, last=last):
+            steps.append(1)
+            if len(steps) == last:
+                raise KeyboardInterrupt
+            return step(self, *args)
+
+        monkeypatch.setattr(cohort.Cohort, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cut.prepare(numbers)
+    monkeypatch.setattr(cohort.Cohort, "step", step)
+    assert len(list((tmp_path / "cut").rglob("*.partial"))) == 3
+    parties, train = [], Teachers._train
+    monkeypatch.setattr(
+        Teachers,
+        "_train",
+        lambda self, begun, bar: parties.append({n: s["done"] for n, s in begun.items()}) or train(self, begun, bar),
+    )
+    cut.prepare(range(3))
+    assert parties == [{0: 4, 2: 4}, {1: 2}]
+    assert_same_teachers(whole, cut)
+    assert not list((tmp_path / "cut").rglob("*.partial"))
+
+
+def test_of_teachers_in_step_only_what_diverged_is_lost(tmp_path, monkeypatch):
+    in_step(monkeypatch)
+    built = Teachers._built
+
+    def spoilt(self, number):
+        network = built(self, number)
+        if number == 1:
+            next(network.parameters()).data.fill_(torch.nan)
+        return network
+
+    monkeypatch.setattr(Teachers, "_built", spoilt)
+    made = teachers(tmp_path)
+    with pytest.raises(NonFiniteLossError, match="teacher 1 are not finite"):
+        made.prepare(range(3))
+    assert made.missing(range(3)) == [1]
+
+
+def test_students_of_groups_in_step_are_those_trained_alone(make, monkeypatch):
+    settings = {"groups": 2, "image_batch": 6, "student_batch_size": 4}
+    alone, together = make("alone", **settings), make("together", **settings)
+    for trainer in (alone, together):
+        trainer._open(None)
+        rows = trainer.next_rows(trainer.stages[0])
+        trainer.step(rows)
+        in_step(monkeypatch)
+    for number, group in alone.groups.own.items():
+        other = together.groups.own[number]
+        assert other.teacher_number == group.teacher_number
+        assert torch.equal(other.random.device.get_state(), group.random.device.get_state())
+        assert len(other.students) == len(group.students) == 5
+        for one, two in zip(group.students, other.students, strict=True):
+            torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=1e-3, atol=1e-4)
+            assert not two.training
+        torch.testing.assert_close(group.images, other.images, rtol=1e-3, atol=1e-3)
 
 
 # ---- the bank
@@ -430,7 +533,7 @@ def fresh_gap(trainer, images, held_out):
     group, places = Group(own.rows, images, own.labels, Random(99)), torch.arange(len(images))
     seen, gaps, right = trainer.view(to_unit(held_out.images)), [], []
     for _ in range(4):
-        trainer.train_students(group, places)
+        trainer.train_students([(group, places)])
         with torch.no_grad():
             student, teacher = group.students[-1](seen)[0], trainer.teachers[group.teacher_number](seen)[0]
         gaps.append((student - teacher).abs().mean().item())
