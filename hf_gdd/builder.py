@@ -1,5 +1,7 @@
 """Back from a generator to training data: a cached `datasets` data set of any size, or an endless stream."""
 
+import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +12,13 @@ import multiprocess
 import pyarrow as pa
 import torch
 from datasets.builder import Key
+from tqdm.auto import tqdm
 
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator, check_ipc, has_soft_labels
 from hf_gdd.images import features
-from hf_gdd.pixels import encode_png
+from hf_gdd.parts import PART, Making, PartFiles
+from hf_gdd.processes import launched, own_device
 from hf_gdd.rng import check_seed
 from hf_gdd.stream import DEFAULT_BATCH, DistilledStream
 
@@ -86,27 +90,72 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
             batch_size=batch_size,
         )
         self.sampling = sampling
+        self.workers, self.kept = 1, False
+
+    @property
+    def making(self) -> Making:
+        """What makes the set, by as many workers as `download_and_prepare` was told."""
+        config = self.config
+        size = min(PART, math.ceil(config.generator.num_classes * config.ipc / self.workers))
+        files = PartFiles(self._parts_folder / f"{config.generator.device.type}-torch{torch.__version__}")
+        schema = self.info.features.arrow_schema
+        how = (config.generator, config.ipc, config.seed, self.sampling, config.batch_size, size, schema)
+        return Making(*how, files if self.kept else None)
+
+    @property
+    def _parts_folder(self) -> Path:
+        return Path(f"{self.cache_dir}.parts")
+
+    def download_and_prepare(
+        self, output_dir: str | None = None, *args: Any, num_proc: int | None = None, **kwargs: Any
+    ) -> None:
+        """Make the set, unless it is in the cache; see `datasets.DatasetBuilder.download_and_prepare`.
+
+        A set of more than one part keeps those it finished beside its place in the cache until it is complete, which
+        takes that much disk space once more, so that a run that was killed goes on where it was. The processes of a
+        launcher (`torchrun`, `accelerate launch`) divide the parts among them, instead of `num_proc`, and all have the
+        one set. On several machines they do if `cache_dir` is shared; else each machine makes the set for itself.
+
+        Args:
+            output_dir: where to write the set; its place in the cache if None.
+            args: as there.
+            num_proc: processes to fork, each for a part of the images.
+            kwargs: as there.
+
+        """
+        rank, processes = launched()
+        num_proc = num_proc if processes == 1 else None
+        self.workers = max(num_proc or 1, processes)
+        several = processes > 1 or self.making.total > PART
+        self.kept = several and not datasets.utils.file_utils.is_remote_url(self.cache_dir)
+        complete = Path(self.cache_dir) / datasets.config.DATASET_INFO_FILENAME
+        if processes > 1 and self.kept and not complete.is_file():
+            with tqdm(desc="images of this process", unit="img", delay=2, disable=rank > 0) as bar:
+                for count in self.making.share(complete.is_file):
+                    bar.update(count)
+        super().download_and_prepare(output_dir, *args, num_proc=num_proc, **kwargs)
+        shutil.rmtree(self._parts_folder, ignore_errors=True)
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=_features(self.config.generator), version=self.VERSION)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        classes = list(range(self.config.generator.num_classes))  # a list is what num_proc divides
-        return [datasets.SplitGenerator(datasets.Split.TRAIN, gen_kwargs={"classes": classes})]
+        if self._output_dir.endswith(".incomplete"):  # a run that was killed may have left other files there
+            for left in Path(self._output_dir).iterdir():
+                left.unlink()
+        starts = [rows.start for rows in self.making.parts]  # a list is what num_proc divides
+        split = datasets.SplitGenerator(datasets.Split.TRAIN, gen_kwargs={"starts": starts})
+        split.split_info.num_examples = self.making.total  # for the progress bar
+        return [split]
 
-    def _generate_tables(self, classes: list[int]) -> Iterator[tuple[Key, pa.Table]]:
-        config, schema = self.config, self.info.features.arrow_schema
-        if multiprocess.parent_process() is not None:  # OpenMP threads do not survive a fork: more than one would hang
+    def _generate_tables(self, starts: list[int]) -> Iterator[tuple[Key, pa.Table]]:
+        forked = multiprocess.parent_process() is not None
+        if forked:  # OpenMP threads do not survive a fork: more than one would hang
             torch.set_num_threads(1)
-        labels = torch.tensor(classes).repeat_interleave(config.ipc)
-        indices = torch.arange(config.ipc).repeat(len(classes))
-        batches = zip(labels.split(config.batch_size), indices.split(config.batch_size), strict=True)
-        for number, (label, index) in enumerate(batches):
-            images = config.generator.sample(label, index, config.seed, self.sampling).cpu()
-            soft = config.generator.soft_labels(label, index)
-            columns = {"image": [{"bytes": encode_png(image), "path": None} for image in images]}
-            columns |= {"label": label.tolist()} | ({} if soft is None else {"soft_label": list(soft.cpu().numpy())})
-            yield Key(classes[0], number), pa.table(columns, schema=schema)
+        making = self.making
+        tables = making.tables(map(making.part, starts), threads=1 if forked else None)
+        for number, table in enumerate(tables):
+            yield Key(0, number), table
 
 
 def _features(generator: Generator) -> datasets.Features:
@@ -131,6 +180,9 @@ def load_distilled_dataset(
 ) -> datasets.Dataset | DistilledStream:
     """Turn a generator into training data, in the manner of `datasets.load_dataset`.
 
+    A run that was killed goes on where it was when it is given again, and the processes of a launcher divide the work;
+    see `GenerativeDistilledDataset.download_and_prepare`.
+
     Args:
         generator: a generator, or the folder or Hub repo id of one.
         ipc: images per class; with `streaming`, in each epoch.
@@ -142,9 +194,10 @@ def load_distilled_dataset(
         cache_dir: where the set is kept; that of `datasets` if None.
         streaming: return a `DistilledStream` of fresh images each epoch rather than a fixed set.
         sampling: overrides the generator's own.
-        device: where images are made; CUDA if there is one, for a generator loaded here.
-        batch_size: images made at a time, or the stream's batch; changes no pixel.
-        num_proc: processes that make the set, each a part of the classes; CPU only.
+        device: where images are made; CUDA if there is one, for a generator loaded here; under a launcher, the GPU of
+            each process.
+        batch_size: images made at a time, 512 at most, or the stream's batch; changes no pixel.
+        num_proc: processes that make the set, each a part of the images; CPU only.
 
     Returns:
         A `datasets.Dataset` of `image` and `label` (and `soft_label` if the generator has any) with exactly `ipc` rows
@@ -163,7 +216,7 @@ def load_distilled_dataset(
         if (revision, subfolder, token) != (None, None, None):
             raise ValueError("This generator is already loaded: leave out revision, subfolder and token.")
     else:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or own_device()
         generator = AutoGenerator.from_pretrained(
             generator, revision=revision, subfolder=subfolder, token=token, device=device
         )

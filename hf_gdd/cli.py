@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
-import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
@@ -20,6 +19,7 @@ from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator, changed_sampling, check_image_seed, check_ipc
 from hf_gdd.hub import CONFIG_NAME, PIPELINE_NAME
 from hf_gdd.logs import NonFiniteLossError
+from hf_gdd.processes import launched, own_device
 from hf_gdd.progress import Interrupted
 from hf_gdd.publishing import config_name, push_distilled_dataset
 from hf_gdd.runs import read_run
@@ -109,7 +109,7 @@ class Materialize:
         scheduler: of a diffusion generator, its own if not given: how it steps.
         classes: of a stock pipeline, which of its classes, by name or WordNet id; all if not given.
         revision: branch, tag or commit of the repo.
-        num_proc: processes; each makes a part of the classes.
+        num_proc: processes; each makes a part of the images. On several GPUs: torchrun --no-python hf-gdd materialize ...
         push_to_hub: id of a data set repo that the sets are also pushed to, a configuration for each.
         private: whether that repo, if it is made now, is private.
         overwrite: replace configurations there that hold other images.
@@ -142,11 +142,13 @@ class Materialize:
         sampling = changed_sampling(generator, **{name: getattr(self, name) for name in SAMPLING})
         for ipc in self.ipc:
             data = load_distilled_dataset(generator, ipc=ipc, seed=self.seed, sampling=sampling, num_proc=self.num_proc)
+            if launched()[0] > 0:  # what all have made, one writes
+                continue
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
             folder.mkdir(parents=True, exist_ok=True)
             data.to_parquet(folder / "train.parquet")
             print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
-        if self.push_to_hub:
+        if self.push_to_hub and launched()[0] == 0:
             shared = {"seed": self.seed, "sampling": sampling, "num_proc": self.num_proc}
             shared |= {"private": self.private or None, "overwrite": self.overwrite}
             push_distilled_dataset(generator, self.push_to_hub, ipc=self.ipc, **shared)
@@ -313,8 +315,7 @@ def _loaded(source: str, revision: str | None = None, classes: Sequence[str] = (
         ValueError: classes are chosen of a generator that has but its own.
 
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = AutoGenerator.from_pretrained(source, revision=revision, device=device)
+    generator = AutoGenerator.from_pretrained(source, revision=revision, device=own_device())
     return _selected(generator, classes, classes) if classes else generator
 
 

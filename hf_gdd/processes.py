@@ -1,5 +1,6 @@
 """Several processes that train as one: each draws the same for the whole batch, then takes its part."""
 
+import os
 import signal
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hf_gdd.losses import at_least_float32
+
+
+def launched() -> tuple[int, int]:
+    """The number of this process and how many there are, as a launcher told it, without joining them to a group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_device() -> torch.device:
+    """The GPU that a launcher meant for this process, else the current one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", -1))
+    return torch.device("cuda", number if 0 <= number < torch.cuda.device_count() else torch.cuda.current_device())
 
 
 class Processes:

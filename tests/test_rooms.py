@@ -18,7 +18,7 @@ ROOMS = """
     generators.dit generators.pipeline generators.diffusion generators.bank generators.auto matching arithmetic
     faults runs logs progress settings processes teachers training trainers.global_local_config
     trainers.global_local trainers.autoencoder trainers.diffusion_memory_config trainers.diffusion_memory
-    trainers.groups trainers.prediction_matching_config trainers.prediction_matching stream builder publishing
+    trainers.groups trainers.prediction_matching_config trainers.prediction_matching stream parts builder publishing
     judging quality evaluation cli
 """
 ORDER = ["hf_gdd", *(f"hf_gdd.{room}" for room in ROOMS.split())]
