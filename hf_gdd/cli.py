@@ -109,7 +109,8 @@ class Materialize:
         scheduler: of a diffusion generator, its own if not given: how it steps.
         classes: of a stock pipeline, which of its classes, by name or WordNet id; all if not given.
         revision: branch, tag or commit of the repo.
-        num_proc: processes; each makes a part of the images. On several GPUs: torchrun --no-python hf-gdd materialize ...
+        num_proc: processes; each makes a part of the images. Several GPUs divide the work if this command is started by
+            `torchrun --nproc-per-node 8 --no-python`, say.
         push_to_hub: id of a data set repo that the sets are also pushed to, a configuration for each.
         private: whether that repo, if it is made now, is private.
         overwrite: replace configurations there that hold other images.

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -10,8 +11,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import Client
+from kinds import gan
 
-from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, GlobalLocalTrainer, ImageTensors, PredictionMatchingTrainer
+import hf_gdd.builder
+from hf_gdd import (
+    AutoGenerator,
+    DiffusionMemoryTrainer,
+    GlobalLocalTrainer,
+    ImageTensors,
+    PredictionMatchingTrainer,
+    load_distilled_dataset,
+)
 from hf_gdd.faults import RunFault
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
@@ -289,3 +299,48 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(pair, tmp_path):
     last = [load_state(tmp_path / name / "checkpoints" / "step-000000008.pt") for name in ("killed", "whole")]
     for part in ("generator", "discriminator", "optimizer_g", "match_random"):
         torch.testing.assert_close(last[0][part], last[1][part], rtol=0, atol=0)
+
+
+def materialise(folder, fails=None):
+    """Make a set of 15 parts and note the rows that this process was asked for; one process may fail at its first."""
+    rank, generator, asked = int(os.environ["RANK"]), gan(), []
+    sample = generator.sample
+
+    def noting(labels, indices, *rest):
+        (folder / f"began-{rank}").touch()
+        while len(list(folder.glob("began-*"))) < 2:  # so that neither makes all before the other has begun
+            time.sleep(0.01)
+        if rank == fails:
+            raise MemoryError("the device is full")
+        asked.extend((labels * 20 + indices).tolist())
+        return sample(labels, indices, *rest)
+
+    generator.sample = noting
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf_gdd.builder, "PART", 4)
+        if rank == fails:
+            with pytest.raises(MemoryError, match="the device is full"):
+                load_distilled_dataset(generator, ipc=20, cache_dir=folder)
+            return
+        data = load_distilled_dataset(generator, ipc=20, cache_dir=folder)
+    images = ImageTensors.from_dataset(data, device="cpu", progress=False).images
+    assert torch.equal(images, gan().sample(torch.arange(60) // 20, torch.arange(60) % 20))
+    (folder / f"asked-{rank}").write_text(" ".join(map(str, asked)))
+
+
+def asked_in(folder):
+    return [list(map(int, file.read_text().split())) for file in sorted(folder.glob("asked-*"))]
+
+
+def test_processes_divide_a_set(pair, tmp_path):
+    on_two(pair, materialise, tmp_path)
+    one, other = asked_in(tmp_path)
+    assert sorted(one + other) == list(range(60))
+    assert min(len(one), len(other)) >= 4
+    assert not list(tmp_path.rglob("*.parts"))
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_what_one_process_fails_to_make_the_other_makes(pair, tmp_path, fails):
+    on_two(pair, materialise, tmp_path, fails)
+    assert [sorted(rows) for rows in asked_in(tmp_path)] == [list(range(60))]
