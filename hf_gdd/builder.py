@@ -126,10 +126,10 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
         rank, processes = launched()
         num_proc = num_proc if processes == 1 else None
         self.workers = max(num_proc or 1, processes)
-        several = processes > 1 or self.making.total > PART
+        several = processes > 1 or self.making.total > PART  # one part alone is soon made again
         self.kept = several and not datasets.utils.file_utils.is_remote_url(self.cache_dir)
         complete = Path(self.cache_dir) / datasets.config.DATASET_INFO_FILENAME
-        if processes > 1 and self.kept and not complete.is_file():
+        if processes > 1 and self.kept and output_dir is None and not complete.is_file():
             with tqdm(desc="images of this process", unit="img", delay=2, disable=rank > 0) as bar:
                 for count in self.making.share(complete.is_file):
                     bar.update(count)

@@ -98,6 +98,8 @@ class Distill(Generic[Settings]):
 class Materialize:
     """Turn a generator into training sets: one Parquet folder for each IPC, which `datasets.load_dataset` reads.
 
+    A run that was stopped goes on where it was when the same command is given again.
+
     Attributes:
         generator: folder or Hub repo id of a generator.
         ipc: images per class; several give several sets. A smaller set is the beginning of a larger one.

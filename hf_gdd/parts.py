@@ -186,14 +186,14 @@ class Making:
 
     def _claimed(self, missing: list[range], claims: deque[FileLock], done: Callable[[], bool]) -> Iterator[range]:
         for rows in missing:
-            lock = self.files.claim(rows)
+            lock = None if done() else self.files.claim(rows)
             if lock is None:
                 continue
-            if not self.files.has(rows) and not done():
+            if self.files.has(rows) or done():  # by another process since
+                lock.release()
+            else:
                 claims.append(lock)
                 yield rows
-            else:
-                lock.release()
 
 
 def _to_host(images: Tensor) -> Callable[[], np.ndarray]:

@@ -138,7 +138,9 @@ class SavedGenerator:
             raise ValueError(f"This generator is sampled by a {type(self.sampling).__name__}, not {sampling!r}.")
         size = self.tile
         pad = (0, -len(labels) % size)
-        tiles = list(zip(*(F.pad(x, pad).to(self.device).split(size) for x in (labels, indices)), strict=True))
+        # To wait here for a GPU would be to wait for the images it was asked for before these.
+        padded = (F.pad(x, pad).to(self.device, non_blocking=True) for x in (labels, indices))
+        tiles = list(zip(*(x.split(size) for x in padded), strict=True))
         bar = tqdm(tiles, desc="sampling", unit="img", unit_scale=size, delay=2, leave=False, dynamic_ncols=True)
         images = [tanh_to_uint8(self.make(*tile, seed, sampling)) for tile in bar]
         empty = torch.empty(0, *self.image_shape, dtype=torch.uint8, device=self.device)
