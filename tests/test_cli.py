@@ -118,6 +118,15 @@ def test_materialize_makes_data_sets_that_load(run, tmp_path, capsys):
     assert sets[1][7]["image"].tobytes() == sets[2][14]["image"].tobytes() != sets[2][15]["image"].tobytes()
 
 
+def test_one_process_of_a_launcher_writes_what_all_have_made(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ["materialize", str(run / "generator"), "--seed", "6", "--output-dir", "sets", "--push-to-hub", "me/none"]
+    assert main(command) == 0
+    assert not (tmp_path / "sets").exists()
+    assert capsys.readouterr().out == ""
+
+
 def test_evaluate_prints_and_writes_one_report(run, capsys, monkeypatch):
     monkeypatch.setattr(judging, "accuracy", lambda *args: 0.5)
     arguments = ["evaluate", str(run / "generator"), "--dataset", "digits", "--recipe", "tiny", "--n", "1"]
