@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,22 @@ class PartFiles:
         data, path = sink.getvalue(), self.path(rows)
         own = path.with_name(f"{path.name}.{os.getpid()}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with own.open("wb") as file:
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
-        os.replace(own, path)
+        with suppress(FileNotFoundError):  # another process has completed the set, and removed its parts
+            with own.open("wb") as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
+            os.replace(own, path)
 
     def claim(self, rows: range, wait: bool = False) -> FileLock | None:
         """The right to make the part until it is released or this process ends; None if another process has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path(rows).with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            return None
+        while not lock.is_locked:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # removed in the meantime, even while this process waits: try again
+                try:
+                    lock.acquire(timeout=-1 if wait else 0)
+                except Timeout:
+                    return None
         return lock
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -240,6 +241,30 @@ def test_a_process_waits_for_the_last_part_only_while_its_maker_lives(tmp_path):
     shared(tmp_path, generator)
     holder.join()
     assert generator.asked == [row for rows in (*PARTS[:3], *PARTS[4:], PARTS[3]) for row in rows]
+
+
+def completing(folder, begun):
+    files = PartFiles(folder / "parts")
+    lock = files.claim(PARTS[0])
+    assert lock is not None
+    begun.set()
+    time.sleep(0.3)
+    (folder / "done").touch()
+    shutil.rmtree(files.folder)
+    time.sleep(0.2)
+
+
+def test_a_process_that_waits_may_find_the_set_complete_and_its_parts_gone(tmp_path):
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    other = context.Process(target=completing, args=(tmp_path, begun))
+    other.start()
+    assert begun.wait(60)
+    generator = counting()
+    shared(tmp_path / "parts", generator, done=(tmp_path / "done").is_file)
+    other.join()
+    assert other.exitcode == 0
+    assert not set(generator.asked) & set(PARTS[0])
 
 
 def test_nothing_is_made_of_a_set_that_is_complete(tmp_path):
