@@ -1,0 +1,356 @@
+"""Throughput of every hot path beside a plain reference, and how cost grows; on a CPU or a GPU.
+
+    python scripts/benchmark.py                                  # the published sizes; see README for what it printed
+    python scripts/benchmark.py --growth --out growth.json       # cost when one thing at a time doubles
+    python scripts/benchmark.py --table benchmark.json           # the tables again, from the file alone
+
+The reference (`plain_reference.py`) does what the papers' public code does: a `DataLoader` over PIL images with the
+number of workers that suits it best, float32 and NCHW, gradients of everything, one network at a time, meters read in
+every step. Ours is what `fit`, `evaluate` and `load_distilled_dataset` run. Both do the same work on the same threads,
+by turns; a ratio is of neighbours in time. Its images are the bundled digits, enlarged and repeated: what a step costs
+depends on the shape of the images, never on what they show. A counted FLOP is one of a convolution or a matrix product;
+`predicted` is what the reference's step should take by the textbook: three forward passes for each that is trained, the
+gradient penalty six. In `materialise` the reference is the bare forward pass, so the ratio is its share of our time.
+"""
+
+import json
+import math
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from hot_paths import PATHS, Bench, counted
+from torch import nn
+
+WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
+NAMES = {"no": "fp32", "bf16": "bf16"}
+# Settings that a path is measured with, one row each.
+VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "gan": [("paper", {})],
+    "match": [("paper", {})],
+}
+SEVERAL_PRECISIONS = ("gan", "match", "diffusion", "prediction", "evaluate")
+# What is multiplied, of which path, and by how much.
+GROWTH = [
+    ("rows", "gan", 2),
+    ("classes", "gan", 2),
+    ("width", "gan", 2),
+    ("batch", "gan", 2),
+    ("rows", "diffusion", 2),
+    ("classes", "diffusion", 2),
+    ("width", "diffusion", 2),
+    ("ipc", "prediction", 2),
+    ("ipc", "materialise", 2),
+    ("ipc", "stream", 2),
+    ("ipc", "evaluate", 2),
+    ("n", "evaluate", 2),
+]
+
+
+# Measuring.
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, so that its time is counted."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(call: Callable[[], Any], device: torch.device, times: int = 1) -> float:
+    """Of one call, as the mean of several in a row."""
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronise(device)
+    return (time.perf_counter() - started) / times
+
+
+def workers() -> list[int]:
+    """Numbers that a loader may have here."""
+    return [count for count in WORKERS if count <= (os.cpu_count() or 1)]
+
+
+def worker_seconds(reference: Callable[[int], Callable[[], Any]], count: int, device: torch.device) -> float:
+    """Of a step whose loaders have so many workers, which are gone afterwards."""
+    step = reference(count)
+    step()
+    return seconds(step, device)
+
+
+def measure(bench: Bench, path: str, precisions: Sequence[str], repeats: int, least: float) -> Iterator[dict[str, Any]]:
+    """The rows of one path: every variant in every precision, and the reference, by turns."""
+    case, device = getattr(bench, path)(), bench.device
+    tried = {count: worker_seconds(case.reference, count, device) for count in workers()} if case.loads else {}
+    best = min(tried, key=tried.get, default=0)
+    several = precisions if path in SEVERAL_PRECISIONS else precisions[:1]
+    labels = [(label, how, extra) for label, extra in VARIANTS.get(path, [("", {})]) for how in several]
+    calls = {"reference": case.reference(best)}
+    calls |= {(label, how): case.ours(extra, how) for label, how, extra in labels}
+    flops, times, memory = {}, {}, {}
+    for name, call in calls.items():
+        call()  # warm-up: kernels are chosen, latents encoded, the first students trained
+        group = getattr(getattr(getattr(call, "trainer", None), "config", None), "penalty_every", 1)
+        flops[name] = sum(counted(call) for _ in range(group)) / group
+        wanted = math.ceil(least / max(seconds(call, device, group), 1e-9))
+        times[name] = math.ceil(max(wanted, 1) / group) * group  # whole cycles of what is not done in every step
+        memory[name] = peak_memory(call, device)
+    taken = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            taken[name].append(seconds(call, device, times[name]))
+    shared = {"path": path, "images": case.images, "workers": best if case.loads else None}
+    shared |= {"worker_seconds": tried, "reference_flops": flops["reference"]}
+    shared |= {"predicted_flops": case.predicted, "reference_seconds": taken["reference"]}
+    shared |= {"reference_peak_bytes": memory["reference"], "reference_times": times["reference"]}
+    for label, how, _ in labels:
+        key = (label, how)
+        yield shared | {
+            "variant": label,
+            "precision": how,
+            "seconds": taken[key],
+            "flops": flops[key],
+            "peak_bytes": memory[key],
+            "times": times[key],
+        }
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
+    """What one call needs of a GPU's memory beside what rests there."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    synchronise(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+@torch.no_grad()
+def peak_speed(device: torch.device, precision: str) -> dict[str, float]:
+    """GFLOP a second of what these networks are made of, at its best: the better layout is what is reached."""
+    kind, on_gpu = torch.bfloat16 if precision == "bf16" else torch.float32, device.type == "cuda"
+    batch, side = (512, 8192) if on_gpu else (16, 1536)
+    found: dict[str, float] = {}
+    for channels in (128, 196):
+        for name, layout in (("NCHW", torch.contiguous_format), ("channels last", torch.channels_last)):
+            convolution = nn.Conv2d(channels, channels, 3, padding=1).to(device, kind, memory_format=layout)
+            images = torch.randn(batch, channels, 28, 28).to(device, kind, memory_format=layout)
+            found[f"convolution {channels}, {name}"] = speed(convolution, images)
+    matrix = torch.randn(side, side).to(device, kind)
+    return found | {"matrix product": speed(torch.matmul, matrix, matrix)}
+
+
+def speed(call: Callable[..., Any], *args: torch.Tensor) -> float:
+    """The best of five, in GFLOP a second."""
+    flops, device = counted(call, *args), args[0].device
+    return flops / min(seconds(lambda: call(*args), device, 20 if device.type == "cuda" else 1) for _ in range(5)) / 1e9
+
+
+@contextmanager
+def prepared(settings: dict[str, Any], **factors: int) -> Iterator[Bench]:
+    """A bench with runs in a folder that vanishes."""
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(0)
+    with TemporaryDirectory() as folder:
+        names = ("size", "data", "image_size", "batch_size")
+        yield Bench(*(settings[name] for name in names), folder, factors)
+
+
+def point(settings: dict[str, Any], path: str, **factors: int) -> dict[str, float]:
+    """What a call of ours takes, to be asked in a fresh process: its peak memory is all this process ever held."""
+    with prepared(settings, **factors) as bench:
+        case = getattr(bench, path)()
+        call = case.ours({}, "no")
+        call()
+        taken = [seconds(call, bench.device) for _ in range(settings["repeats"])]
+        on_gpu = bench.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(bench.device) if on_gpu else highest_memory()
+        return {"seconds": taken, "peak_bytes": peak, "rest_bytes": case.rest, "predicted_flops": case.predicted}
+
+
+def highest_memory() -> int:
+    """Of this process so far. The ru_maxrss of getrusage would count what its parent held when it began."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # only Linux has it
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def growth(settings: dict[str, Any], paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Each path as it is and with one thing larger, every point in a process of its own."""
+
+    def fresh(path: str, **factors: int) -> dict[str, float]:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(point, settings, path, **factors).result()
+
+    bases: dict[str, dict[str, float]] = {}
+    for what, path, factor in GROWTH:
+        if path in paths:
+            bases[path] = bases.get(path) or fresh(path)
+            yield {
+                "what": what,
+                "path": path,
+                "factor": factor,
+                "base": bases[path],
+                "grown": fresh(path, **{what: factor}),
+            }
+
+
+# What is written down.
+
+
+def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a number depends on; of places on this machine only their names."""
+    on_gpu, here = torch.cuda.is_available(), Path(__file__).parent
+    cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy", "pillow")
+    return {
+        "command": shlex.join(["python", "scripts/benchmark.py", *words]),
+        "settings": settings | {"data": words_of(settings["data"])},
+        "device": torch.cuda.get_device_name() if on_gpu else cpu,
+        "tf32": {"convolution": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "commit": commit.stdout.strip() or None,
+        "peak": {},
+        "paths": [],
+        "growth": [],
+    }
+
+
+def words_of(data: str) -> str:
+    """The name of a folder, or a Hub id as it is."""
+    return Path(data).name if Path(data).is_dir() else data
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Markdown of what a file holds."""
+    parts = [paths_table(found)] * bool(found["paths"]) + [growth_table(found)] * bool(found["growth"])
+    settings, versions = found["settings"], found["versions"]
+    peaks = [
+        f"{max(each, key=each.get)}, {NAMES[how]}: {max(each.values()):,.0f} GFLOP/s"
+        for how, each in found["peak"].items()
+    ]
+    told = f"{found['device']}, {settings['threads']} threads; size {settings['size']}, data {settings['data']}; "
+    told += f"{settings['repeats']} repeats; torch {versions['torch']}, hf_gdd {versions['hf_gdd']}"
+    commit = f" ({found['commit'][:7]})" if found["commit"] else ""
+    peak = f" Peak by measurement: {'; '.join(peaks)}." if peaks else ""
+    return "\n\n".join([*parts, f"{told}{commit}.{peak} `{found['command']}`"])
+
+
+def paths_table(found: dict[str, Any]) -> str:
+    """A row for every path, variant and precision."""
+    head = "path | settings | images | plain s | ours s | plain / ours | plain img/s | ours img/s | plain TFLOP"
+    rows = [f"{head} | predicted | ours TFLOP | ours GFLOP/s | of peak | workers".split(" | ")]
+    for row in found["paths"]:
+        ours, plain = statistics.median(row["seconds"]), statistics.median(row["reference_seconds"])
+        ratios = [a / b for a, b in zip(row["reference_seconds"], row["seconds"], strict=True)]
+        speed = row["flops"] / ours / 1e9
+        cells = [row["path"], " ".join(filter(None, (row["variant"], NAMES[row["precision"]])))]
+        cells += [f"{row['images']:,}", f"{plain:.3g}", f"{ours:.3g}"]
+        cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
+        cells += [f"{row['images'] / x:,.0f}" for x in (plain, ours)]
+        cells += [f"{row[name] / 1e12:.3g}" for name in ("reference_flops", "predicted_flops", "flops")]
+        cells += [f"{speed:,.0f}", f"{speed / max(found['peak'][row['precision']].values()):.0%}"]
+        rows.append([*cells, "-" if row["workers"] is None else str(row["workers"])])
+    return markdown(rows)
+
+
+def growth_table(found: dict[str, Any]) -> str:
+    """A row for every thing that grew."""
+    rows = [
+        ["path", "grown", "seconds", "time", "predicted", "peak memory, MiB", "grows by", "of which at rest, predicted"]
+    ]
+    for row in found["growth"]:
+        base, grown = row["base"], row["grown"]
+        times = [statistics.median(each["seconds"]) for each in (base, grown)]
+        peaks, rests = ([each[name] / 2**20 for each in (base, grown)] for name in ("peak_bytes", "rest_bytes"))
+        cells = [row["path"], f"{row['what']} x{row['factor']}", f"{times[0]:.3g} → {times[1]:.3g}"]
+        cells += [f"x{times[1] / times[0]:.2f}", f"x{grown['predicted_flops'] / base['predicted_flops']:.2f}"]
+        cells += [f"{peaks[0]:,.0f} → {peaks[1]:,.0f}", f"{peaks[1] - peaks[0]:+,.0f}", f"{rests[1] - rests[0]:+,.0f}"]
+        rows.append(cells)
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first row the head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join(["---"] * len(rows[0])) + " |", *lines[1:]])
+
+
+def main(
+    paths: str = ",".join(PATHS),
+    size: Literal["paper", "lite", "tiny"] = "paper",
+    precision: str = "no",
+    data: str = "digits",
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    repeats: int = 5,
+    least: float = 1.0,
+    threads: int | None = None,
+    growing: Annotated[bool, tyro.conf.arg(name="growth")] = False,
+    out: Path = Path("benchmark.json"),
+    table: Path | None = None,
+) -> None:
+    """Measure, write everything to a file and print it as tables.
+
+    Args:
+        paths: which, with commas between.
+        size: of networks and batches.
+        precision: of ours, `no` or `no,bf16`; the reference is always in float32.
+        data: `digits`, enlarged and repeated to the size's number of images; or a folder or Hub id, as it is.
+        image_size: resize to this many pixels a side.
+        batch_size: of every path, instead of the size's.
+        repeats: how often ours and the reference take turns.
+        least: seconds that one timing lasts at least.
+        threads: of torch.
+        growing: measure how cost grows instead.
+        out: where everything is written.
+        table: only print the tables of this file.
+
+    """
+    if table is not None:
+        print(tables(json.loads(table.read_text())))
+        return
+    chosen, precisions = paths.split(","), precision.split(",")
+    if unknown := {*chosen} - {*PATHS} | {*precisions} - {"no", "bf16"}:
+        raise SystemExit(f"Unknown {', '.join(sorted(unknown))}: choose of {', '.join(PATHS)}; of no, bf16.")
+    settings = {"size": size, "data": data, "image_size": image_size, "batch_size": batch_size, "repeats": repeats}
+    settings |= {"least": least, "threads": threads or torch.get_num_threads()}
+    torch.set_num_threads(settings["threads"])
+    found = circumstances(settings)
+    if growing:
+        for row in growth(settings, chosen):
+            found["growth"].append(row)
+            out.write_text(json.dumps(found, indent=1) + "\n")
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found["peak"] = {how: peak_speed(device, how) for how in precisions}
+        for path in chosen:
+            with prepared(settings) as bench:
+                found["paths"] += measure(bench, path, precisions, repeats, least)
+            out.write_text(json.dumps(found, indent=1) + "\n")  # what is measured stays if the rest is stopped
+    print(tables(found))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,347 @@
+"""The hot paths that `benchmark.py` measures, each in the library's way and in that of `plain_reference.py`."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import plain_reference
+import torch
+from plain_reference import loader
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from tqdm.auto import tqdm
+
+from hf_gdd import (
+    DiffusionMemoryTrainer,
+    GlobalLocalTrainer,
+    ImageTensors,
+    PredictionMatchingTrainer,
+    Recipe,
+    Trainer,
+    evaluate,
+    load_distilled_dataset,
+)
+from hf_gdd.generators.gan import ConditionalGANGenerator
+from hf_gdd.networks import build_network
+from hf_gdd.normalising import Normaliser
+from hf_gdd.pool import MATCHING
+
+PATHS = ("gan", "match", "diffusion", "prediction", "materialise", "stream", "evaluate")
+SIZES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "side": 28,
+        "rows": 60_000,
+        "network": "convnet3",
+        "gan": {"width": 196},
+        "diffusion": {"width": 384, "depth": 12, "heads": 6, "vae_width": 32, "vae_levels": 3},
+        "batch": {"gan": 128, "match": 64, "diffusion": 8, "prediction": 500, "stream": 64, "evaluate": 64},
+        "inner": 16,
+        "ipc": 100,
+        "evaluate": {"n": 5, "steps": 20, "test": 1000},
+    },
+    "lite": {
+        "side": 28,
+        "rows": 10_000,
+        "network": "convnet3",
+        "gan": {"width": 64},
+        "diffusion": {"width": 128, "depth": 4, "heads": 4, "vae_width": 16, "vae_levels": 3},
+        "batch": {"gan": 64, "match": 64, "diffusion": 64, "prediction": 100, "stream": 64, "evaluate": 64},
+        "inner": 4,
+        "ipc": 100,
+        "evaluate": {"n": 3, "steps": 20, "test": 500},
+    },
+    "tiny": {
+        "side": 8,
+        "rows": 500,
+        "network": "convnet2",
+        "gan": {"width": 8},
+        "diffusion": {"width": 32, "depth": 2, "heads": 2, "vae_width": 8, "vae_levels": 2},
+        "batch": {"gan": 20, "match": 10, "diffusion": 10, "prediction": 50, "stream": 64, "evaluate": 20},
+        "inner": 2,
+        "ipc": 20,
+        "evaluate": {"n": 2, "steps": 3, "test": 100},
+    },
+}
+
+
+class Counted(TorchDispatchMode):
+    """FLOPs of what runs inside. torch's own `FlopCounterMode` has the formulas, but fails at a second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def counted(call: Callable[..., Any], *args: Any) -> int:
+    """FLOPs of one call; attention counts as the matrix products it is made of."""
+    with Counted() as counter, sdpa_kernel(SDPBackend.MATH):
+        call(*args)
+    return counter.flops
+
+
+@dataclass
+class Case:
+    """One hot path, in ours and in the reference's way.
+
+    Attributes:
+        images: that one call works on.
+        ours: settings and precision to a callable.
+        reference: number of workers to a callable.
+        predicted: FLOPs of a call of the reference.
+        rest: bytes of ours that rest in memory between calls and grow with the data or the networks.
+        loads: whether the reference has a loader at all.
+
+    """
+
+    images: int
+    ours: Callable[[dict[str, Any], str], Callable[[], Any]]
+    reference: Callable[[int], Callable[[], Any]]
+    predicted: float
+    rest: int = 0
+    loads: bool = True
+
+
+class Steps:
+    """The steps that `fit` takes, one a call."""
+
+    def __init__(self, trainer: Trainer, stage: str) -> None:
+        trainer._open(None)
+        names = [each.name for each in trainer.stages]
+        if names.index(stage):
+            trainer.at.stage = names.index(stage)
+            trainer.begin(trainer.stages[trainer.at.stage])
+        self.trainer, self.stage, self.bar = trainer, trainer.stages[trainer.at.stage], tqdm(disable=True)
+
+    def __call__(self) -> None:
+        """One step, with what `fit` logs."""
+        self.trainer._advance(self.stage, self.bar)
+
+
+class Bench:
+    """What all paths share: images, sizes and a folder for the runs."""
+
+    def __init__(
+        self, size: str, data: str, image_size: int | None, batch: int | None, folder: str, factors: dict[str, int]
+    ) -> None:
+        self.size = {name: dict(x) if isinstance(x, dict) else x for name, x in SIZES[size].items()}
+        if batch is not None:
+            self.size["batch"] = dict.fromkeys(self.size["batch"], batch)
+        self.factors = {"rows": 1, "classes": 1, "width": 1, "batch": 1, "ipc": 1, "n": 1} | factors
+        self.folder, self.runs = Path(folder), 0
+        self.data = self._images(data, image_size)
+        self.device, self.test = self.data.device, self.part(self.size["evaluate"]["test"])
+        self.normalise = Normaliser(self.data.mean, self.data.std)
+        self.code = torch.zeros(1, self.data.num_classes + 90, device=self.device)
+
+    def _images(self, data: str, image_size: int | None) -> ImageTensors:
+        """The data set; the digits become as large and as many as the size says."""
+        enlarged = data == "digits"
+        side = image_size or (self.size["side"] if enlarged else None)
+        real = ImageTensors.from_dataset(data, "train", image_size=side)
+        count = self.size["rows"] if enlarged else len(real)
+        rows = torch.arange(count * self.factors["rows"], device=real.labels.device)
+        copies, classes = rows // len(real), self.factors["classes"]
+        labels = real.labels[rows % len(real)] + real.num_classes * (copies % classes)
+        names = tuple(f"{name}, {copy}" for copy in range(classes) for name in real.class_names)
+        return replace(real, images=real.images[rows % len(real)], labels=labels, class_names=names)
+
+    def part(self, count: int) -> ImageTensors:
+        """The first images, for what is trained or encoded before the measuring begins."""
+        return replace(self.data, images=self.data.images[:count], labels=self.data.labels[:count])
+
+    def batch(self, path: str) -> int:
+        """Images of one step."""
+        return self.size["batch"][path] * self.factors["batch"]
+
+    def width(self, path: str) -> dict[str, int]:
+        """Sizes of the networks."""
+        return self.size[path] | {"width": self.size[path]["width"] * self.factors["width"]}
+
+    def opened(self, trainer: type[Trainer], data: ImageTensors, stage: str, **settings: Any) -> Steps:
+        """A training at the beginning of a stage, in a folder of its own."""
+        self.runs += 1
+        rare = dict.fromkeys(("picture_every", "checkpoint_every"), 10**9)
+        return Steps(trainer(data, output_dir=self.folder / f"run{self.runs}", **rare, **settings), stage)
+
+    def forward(self, network: nn.Module, *given: Any) -> int:
+        """FLOPs of one image's forward pass."""
+        network = deepcopy(network).eval()
+        with torch.no_grad():
+            return counted(network, *given)
+
+    @property
+    def image(self) -> torch.Tensor:
+        """One blank image."""
+        return torch.zeros(1, *self.data.shape, device=self.device)
+
+    # The paths.
+
+    def gan(self, stage: str = "gan") -> Case:
+        """A step of generator and discriminator; of `match`, with 16 of the pool's network at the size `paper`."""
+        size, inner = self.batch(stage), self.size["inner"]
+        settings = self.width("gan") | {f"{stage}_batch_size": size, "inner_steps": inner}
+        settings |= {"pool": (self.size["network"],), "match_epochs": 10**6, "gan_epochs": 10**6}
+
+        def ours(overrides: dict[str, Any], precision: str) -> Steps:
+            changed = settings | {"preset": "paper", "mixed_precision": precision} | overrides
+            return self.opened(GlobalLocalTrainer, self.data, stage, **changed)
+
+        start = ours({}, "no").trainer
+        generator, discriminator, config = start.generator, start.discriminator, start.config
+
+        def reference(workers: int) -> plain_reference.GanStep:
+            parts = generator, discriminator, loader(self.data, size, workers)
+            parts += getattr(config, f"{stage}_lr"), config.penalty_weight, self.device
+            if stage == "gan":
+                return plain_reference.GanStep(*parts)
+            options = {"own": loader(self.data, MATCHING.batch_size, workers), "normalise": self.normalise}
+            options |= {"inner": inner, "weights": (config.global_weight, config.local_weight)}
+            return plain_reference.MatchStep(*parts, network=self.network(0), **options)
+
+        predicted = size * (4 * self.forward(generator, self.code) + 15 * self.forward(discriminator, self.image))
+        if stage == "match":
+            seen = 6 * size + 3 * inner * MATCHING.batch_size
+            predicted += seen * self.forward(self.network(0), self.image)
+        rest = self.data.stored_bytes + 4 * (weights_of(generator) + weights_of(discriminator))  # Adam has two moments
+        return Case(size, ours, reference, predicted, rest)
+
+    def match(self) -> Case:
+        """A step of matching."""
+        return self.gan("match")
+
+    def network(self, seed: int) -> nn.Module:
+        """A classifier that was not trained."""
+        return build_network(self.size["network"], self.data.num_classes, self.data.shape, seed).to(self.device)
+
+    def diffusion(self) -> Case:
+        """A tuning step of a small transformer with memories that are full; its latents are encoded beforehand."""
+        size, data = self.batch("diffusion"), self.part(min(2000, self.size["rows"]) * self.factors["rows"])
+        settings = self.width("diffusion") | {"pretrained": None, "tune_batch_size": size, "tune_epochs": 10**6}
+
+        def ours(overrides: dict[str, Any], precision: str) -> Steps:
+            changed = settings | {"preset": "paper", "mixed_precision": precision} | overrides
+            steps = self.opened(DiffusionMemoryTrainer, data, "tune", **changed)
+            steps()
+            fill(steps.trainer.remember, steps.trainer, size)
+            return steps
+
+        start = ours({}, "no").trainer
+
+        def reference(workers: int) -> plain_reference.MemoryStep:
+            batches = loader(data, size, workers, flip=True)
+            step = plain_reference.MemoryStep(
+                start.transformer, start.vae, batches, start.rows, start.alphas, start.config, self.device
+            )
+            for memory, capacity in ((step.real, start.config.real_memory), (step.generated, start.config.gen_memory)):
+                fill(lambda latents, _, labels: step.remember(memory, capacity, latents, labels), start, size)  # noqa: B023
+            return step
+
+        latent = torch.zeros(1, *start.latents.shape, device=self.device)
+        one = torch.zeros(1, dtype=torch.int64, device=self.device)
+        each = 2 * self.forward(start.transformer, latent, one, one) + self.forward(start.vae.encoder, self.image)
+        # Both memories compare once with all they hold, and again all of it with itself to evict one.
+        held = start.config.real_memory + 1
+        each += 2 * 2 * latent.numel() * (held + held**2)
+        memories = sum(x.nbytes for name in ("real", "generated") for x in start.parts[name].state_dict().values())
+        rest = data.stored_bytes + start.latents.mean.nbytes * 2 + memories + weights_of(start.transformer)
+        return Case(size, ours, reference, size * each, rest)
+
+    def prediction(self) -> Case:
+        """A step of all images against five students; teacher and students are trained beforehand, but hardly."""
+        ipc = max(5, self.batch("prediction") // self.data.num_classes) * self.factors["ipc"]
+        settings = {"network": self.size["network"], "ipc": ipc, "zca": False, "mid_gap": 10**6, "iterations": 10**9}
+        settings |= {"teachers": 1, "teacher_epochs": 1, "student_epochs": 5, "teacher_cache": str(self.folder)}
+        data = self.part(max(2000, 3 * ipc * self.data.num_classes))
+
+        def ours(overrides: dict[str, Any], precision: str) -> Steps:
+            changed = settings | {"preset": "paper", "mixed_precision": precision} | overrides
+            steps = self.opened(PredictionMatchingTrainer, data, "match", **changed)
+            steps()
+            return steps
+
+        start = ours({}, "no").trainer
+        group, images = start.groups.own[0], ipc * self.data.num_classes
+        parts = group.images, group.labels, start.teachers[0], group.students, start.config
+        step, each = partial(plain_reference.PredictionStep, *parts), self.forward(start.teachers[0], self.image)
+        rest = data.stored_bytes + 2 * group.images.nbytes  # images and their momentum
+        return Case(images, ours, lambda workers: step(), 33 * images * each, rest, loads=False)
+
+    def generator(self) -> ConditionalGANGenerator:
+        """One that was not trained."""
+        shape, width = self.data.shape, self.width("gan")["width"]
+        return ConditionalGANGenerator(self.data.class_names, shape, width).to(self.device).eval()
+
+    def materialise(self) -> Case:
+        """A set from the generator to its last row on disk, beside the bare forward pass of as many images."""
+        ipc, generator = self.size["ipc"] * self.factors["ipc"], self.generator()
+        images, seeds = ipc * generator.num_classes, iter(range(10**9))
+
+        def ours(overrides: dict[str, Any], precision: str) -> Callable[[], Any]:
+            return lambda: load_distilled_dataset(
+                generator, ipc=ipc, seed=next(seeds), cache_dir=str(self.folder / "cache")
+            )
+
+        tile = min(generator.tile, images)
+        step = plain_reference.BareForward(generator, tile, math.ceil(images / tile))
+        predicted = step.batch_size * step.batches * self.forward(generator, self.code)
+        return Case(images, ours, lambda workers: step, predicted, weights_of(generator), loads=False)
+
+    def stream(self) -> Case:
+        """Fresh images by the batch."""
+        size, generator = self.batch("stream"), self.generator()
+        batches = 512 // size or 1
+
+        def ours(overrides: dict[str, Any], precision: str) -> Callable[[], Any]:
+            ipc = max(self.size["ipc"], math.ceil(size * batches / generator.num_classes)) * self.factors["ipc"]
+            stream = load_distilled_dataset(generator, ipc=ipc, streaming=True, batch_size=size)
+            return lambda: list(stream.batches(batches))
+
+        step = plain_reference.BareForward(generator, size, batches)
+        predicted = size * batches * self.forward(generator, self.code)
+        return Case(size * batches, ours, lambda workers: step, predicted, weights_of(generator), loads=False)
+
+    def evaluate(self) -> Case:
+        """Networks that are trained on a small set and tested."""
+        size, sizes = self.batch("evaluate"), self.size["evaluate"]
+        n, steps = sizes["n"] * self.factors["n"], sizes["steps"] * self.factors["ipc"]  # epochs are what is fixed
+        train, shape = self.part(5 * size * self.factors["ipc"]), (self.data.num_classes, self.data.shape)
+        recipe = Recipe(epochs=10**6, max_steps=steps, batch_size=size)
+
+        def ours(overrides: dict[str, Any], precision: str) -> Callable[[], Any]:
+            settings = {"networks": self.size["network"], "n": n, "with_baselines": False, "progress": False}
+            settings["recipe"] = replace(recipe, mixed_precision=precision, **overrides)
+            return lambda: evaluate(train, self.test, **settings)
+
+        def reference(workers: int) -> plain_reference.Evaluation:
+            loaders = loader(train, size, workers), loader(self.test, 256, workers, drop_last=False)
+            networks = [build_network(self.size["network"], *shape, seed).to(self.device) for seed in range(n)]
+            return plain_reference.Evaluation(networks, *loaders, self.normalise, recipe, self.device)
+
+        predicted = n * (3 * steps * size + len(self.test)) * self.forward(self.network(0), self.image)
+        return Case(n * steps * size, ours, reference, predicted, train.stored_bytes + self.test.stored_bytes)
+
+
+def weights_of(network: nn.Module) -> int:
+    """Bytes of its parameters."""
+    return sum(parameter.nbytes for parameter in network.parameters())
+
+
+def fill(remember: Callable[..., Any], trainer: DiffusionMemoryTrainer, size: int) -> None:
+    """Random latents until both memories are full, as they are for most of a training."""
+    classes, device = len(trainer.rows), trainer.device
+    latents = torch.randn((size, *trainer.latents.shape), generator=torch.Generator().manual_seed(0)).to(device)
+    for first in range(0, classes * trainer.config.real_memory + size, size):
+        labels = torch.arange(first, first + size, device=device) % classes
+        remember(latents.roll(first, 2), latents.roll(first, 3), labels)
