@@ -103,12 +103,11 @@ def measure(bench: Bench, path: str, precisions: Sequence[str], repeats: int, le
     calls |= {(label, how): case.ours(extra, how) for label, how, extra in labels}
     flops, times, memory = {}, {}, {}
     for name, call in calls.items():
-        call()  # warm-up: kernels are chosen, latents encoded, the first students trained
         group = getattr(getattr(getattr(call, "trainer", None), "config", None), "penalty_every", 1)
         flops[name] = sum(counted(call) for _ in range(group)) / group
-        wanted = math.ceil(least / max(seconds(call, device, group), 1e-9))
+        wanted = math.ceil(least / max(seconds(call, device, group), 1e-9))  # also the warm-up
         times[name] = math.ceil(max(wanted, 1) / group) * group  # whole cycles of what is not done in every step
-        memory[name] = peak_memory(call, device)
+        memory[name] = peak_memory(call, device, group)
     taken = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -129,13 +128,14 @@ def measure(bench: Bench, path: str, precisions: Sequence[str], repeats: int, le
         }
 
 
-def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
-    """What one call needs of a GPU's memory beside what rests there."""
+def peak_memory(call: Callable[[], Any], device: torch.device, times: int) -> int | None:
+    """What a call, or one of several, needs of a GPU's memory beside what rests there."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    call()
+    for _ in range(times):
+        call()
     synchronise(device)
     return torch.cuda.max_memory_allocated(device) - before
 
@@ -194,23 +194,24 @@ def highest_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+def fresh(settings: dict[str, Any], path: str, **factors: int) -> dict[str, float]:
+    """A point in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(point, settings, path, **factors).result()
+
+
 def growth(settings: dict[str, Any], paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Each path as it is and with one thing larger, every point in a process of its own."""
-
-    def fresh(path: str, **factors: int) -> dict[str, float]:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(point, settings, path, **factors).result()
-
     bases: dict[str, dict[str, float]] = {}
     for what, path, factor in GROWTH:
         if path in paths:
-            bases[path] = bases.get(path) or fresh(path)
+            bases[path] = bases.get(path) or fresh(settings, path)
             yield {
                 "what": what,
                 "path": path,
                 "factor": factor,
                 "base": bases[path],
-                "grown": fresh(path, **{what: factor}),
+                "grown": fresh(settings, path, **{what: factor}),
             }
 
 

@@ -43,7 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch": {"gan": 128, "match": 64, "diffusion": 8, "prediction": 500, "stream": 64, "evaluate": 64},
         "inner": 16,
         "ipc": 100,
-        "evaluate": {"n": 5, "steps": 20, "test": 1000},
+        "evaluate": {"n": 5, "steps": 10, "test": 500},
     },
     "lite": {
         "side": 28,
@@ -54,7 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch": {"gan": 64, "match": 64, "diffusion": 64, "prediction": 100, "stream": 64, "evaluate": 64},
         "inner": 4,
         "ipc": 100,
-        "evaluate": {"n": 3, "steps": 20, "test": 500},
+        "evaluate": {"n": 3, "steps": 10, "test": 500},
     },
     "tiny": {
         "side": 8,
@@ -152,8 +152,8 @@ class Bench:
         real = ImageTensors.from_dataset(data, "train", image_size=side)
         count = self.size["rows"] if enlarged else len(real)
         rows = torch.arange(count * self.factors["rows"], device=real.labels.device)
-        copies, classes = rows // len(real), self.factors["classes"]
-        labels = real.labels[rows % len(real)] + real.num_classes * (copies % classes)
+        classes = self.factors["classes"]
+        labels = real.labels[rows % len(real)] + real.num_classes * (rows % classes)
         names = tuple(f"{name}, {copy}" for copy in range(classes) for name in real.class_names)
         return replace(real, images=real.images[rows % len(real)], labels=labels, class_names=names)
 
