@@ -1,6 +1,6 @@
 """Throughput of every hot path beside a plain reference, and how cost grows; on a CPU or a GPU.
 
-    python scripts/benchmark.py                                  # the published sizes; see README for what it printed
+    python scripts/benchmark.py                                  # the published sizes
     python scripts/benchmark.py --growth --out growth.json       # cost when one thing at a time doubles
     python scripts/benchmark.py --table benchmark.json           # the tables again, from the file alone
 
@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -33,8 +34,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from hot_paths import PATHS, Bench, counted
+from hot_paths import PATHS, SIZES, Bench, counted
 from torch import nn
+
+from hf_gdd import ImageTensors
 
 WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
 NAMES = {"no": "fp32", "bf16": "bf16"}
@@ -166,9 +169,13 @@ def prepared(settings: dict[str, Any], **factors: int) -> Iterator[Bench]:
     """A bench with runs in a folder that vanishes."""
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
+    size, data, side = (settings[name] for name in ("size", "data", "image_size"))
+    enlarged = data == "digits"
+    side = side or (SIZES[size]["side"] if enlarged else None)
+    real = ImageTensors.from_dataset(data, "train", image_size=side)
+    rows = SIZES[size]["rows"] if enlarged else len(real)
     with TemporaryDirectory() as folder:
-        names = ("size", "data", "image_size", "batch_size")
-        yield Bench(*(settings[name] for name in names), folder, factors)
+        yield Bench(size, real, rows, settings["batch_size"], folder, factors)
 
 
 def point(settings: dict[str, Any], path: str, **factors: int) -> dict[str, float]:
@@ -223,12 +230,13 @@ def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
     on_gpu, here = torch.cuda.is_available(), Path(__file__).parent
     cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
     packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy", "pillow")
     return {
         "command": shlex.join(["python", "scripts/benchmark.py", *words]),
         "settings": settings | {"data": words_of(settings["data"])},
         "device": torch.cuda.get_device_name() if on_gpu else cpu,
+        "cores": os.cpu_count(),
         "tf32": {"convolution": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": commit.stdout.strip() or None,

@@ -133,33 +133,30 @@ class Bench:
     """What all paths share: images, sizes and a folder for the runs."""
 
     def __init__(
-        self, size: str, data: str, image_size: int | None, batch: int | None, folder: str, factors: dict[str, int]
+        self, size: str, real: ImageTensors, rows: int, batch: int | None, folder: str, factors: dict[str, int]
     ) -> None:
-        self.size = {name: dict(x) if isinstance(x, dict) else x for name, x in SIZES[size].items()}
+        self.size = SIZES[size]
         if batch is not None:
-            self.size["batch"] = dict.fromkeys(self.size["batch"], batch)
+            self.size = self.size | {"batch": dict.fromkeys(self.size["batch"], batch)}
         self.factors = {"rows": 1, "classes": 1, "width": 1, "batch": 1, "ipc": 1, "n": 1} | factors
         self.folder, self.runs = Path(folder), 0
-        self.data = self._images(data, image_size)
+        self.data = self.repeated(real, rows * self.factors["rows"])
         self.device, self.test = self.data.device, self.part(self.size["evaluate"]["test"])
         self.normalise = Normaliser(self.data.mean, self.data.std)
         self.code = torch.zeros(1, self.data.num_classes + 90, device=self.device)
 
-    def _images(self, data: str, image_size: int | None) -> ImageTensors:
-        """The data set; the digits become as large and as many as the size says."""
-        enlarged = data == "digits"
-        side = image_size or (self.size["side"] if enlarged else None)
-        real = ImageTensors.from_dataset(data, "train", image_size=side)
-        count = self.size["rows"] if enlarged else len(real)
-        rows = torch.arange(count * self.factors["rows"], device=real.labels.device)
-        classes = self.factors["classes"]
-        labels = real.labels[rows % len(real)] + real.num_classes * (rows % classes)
-        names = tuple(f"{name}, {copy}" for copy in range(classes) for name in real.class_names)
-        return replace(real, images=real.images[rows % len(real)], labels=labels, class_names=names)
+    def repeated(self, real: ImageTensors, count: int) -> ImageTensors:
+        """So many images, the given ones over and over, each class divided if there are to be more."""
+        rows, classes = torch.arange(count, device=real.labels.device), self.factors["classes"]
+        images, labels = (x[rows % len(real)] for x in (real.images, real.labels))
+        names = tuple(f"{name}, {part}" for part in range(classes) for name in real.class_names)
+        return replace(real, images=images, labels=labels + real.num_classes * (rows % classes), class_names=names)
 
     def part(self, count: int) -> ImageTensors:
-        """The first images, for what is trained or encoded before the measuring begins."""
-        return replace(self.data, images=self.data.images[:count], labels=self.data.labels[:count])
+        """Some of the images, of all classes: for what is trained or encoded before the measuring begins."""
+        rows = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(0))[:count]
+        rows = rows.to(self.data.labels.device)
+        return replace(self.data, images=self.data.images[rows], labels=self.data.labels[rows])
 
     def batch(self, path: str) -> int:
         """Images of one step."""
@@ -263,7 +260,7 @@ class Bench:
         ipc = max(5, self.batch("prediction") // self.data.num_classes) * self.factors["ipc"]
         settings = {"network": self.size["network"], "ipc": ipc, "zca": False, "mid_gap": 10**6, "iterations": 10**9}
         settings |= {"teachers": 1, "teacher_epochs": 1, "student_epochs": 5, "teacher_cache": str(self.folder)}
-        data = self.part(max(2000, 3 * ipc * self.data.num_classes))
+        data = self.part(max(500, 3 * ipc * self.data.num_classes))
 
         def ours(overrides: dict[str, Any], precision: str) -> Steps:
             changed = settings | {"preset": "paper", "mixed_precision": precision} | overrides
