@@ -43,8 +43,8 @@ WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores;
 NAMES = {"no": "fp32", "bf16": "bf16"}
 # Settings that a path is measured with, one row each.
 VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "gan": [("paper", {})],
-    "match": [("paper", {})],
+    "gan": [("paper", {}), ("fast", {"preset": "fast"})],
+    "match": [("paper", {}), ("fast", {"preset": "fast"})],
 }
 SEVERAL_PRECISIONS = ("gan", "match", "diffusion", "prediction", "evaluate")
 # What is multiplied, of which path, and by how much.
@@ -124,11 +124,18 @@ def measure(bench: Bench, path: str, precisions: Sequence[str], repeats: int, le
         yield shared | {
             "variant": label,
             "precision": how,
+            "arithmetic": chosen_by(calls[key]),
             "seconds": taken[key],
             "flops": flops[key],
             "peak_bytes": memory[key],
             "times": times[key],
         }
+
+
+def chosen_by(call: Callable[[], Any]) -> dict[str, Any]:
+    """What a training chose to compute in, if it is one."""
+    trainer = getattr(call, "trainer", None)
+    return trainer.arithmetic.state_dict() if trainer else {}
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device, times: int) -> int | None:
@@ -272,7 +279,8 @@ def paths_table(found: dict[str, Any]) -> str:
         ours, plain = statistics.median(row["seconds"]), statistics.median(row["reference_seconds"])
         ratios = [a / b for a, b in zip(row["reference_seconds"], row["seconds"], strict=True)]
         speed = row["flops"] / ours / 1e9
-        cells = [row["path"], " ".join(filter(None, (row["variant"], NAMES[row["precision"]])))]
+        layout = "channels last" if row["arithmetic"].get("channels_last") else ""
+        cells = [row["path"], " ".join(filter(None, (row["variant"], NAMES[row["precision"]], layout)))]
         cells += [f"{row['images']:,}", f"{plain:.3g}", f"{ours:.3g}"]
         cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
         cells += [f"{row['images'] / x:,.0f}" for x in (plain, ours)]
