@@ -1,21 +1,54 @@
-"""What a run computes in: the precision and the layout that are fastest on its machine, timed once and kept."""
+"""What networks are computed in: precision, layout in memory, and memory itself, as is fastest on the machine."""
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 logger = logging.getLogger("hf_gdd")
 
 PRECISIONS = ("no", "bf16")
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Under so many channels all ways are equally fast, and a choice would only make equal runs round differently.
-FEWEST_CHANNELS = 64
-_IMAGES, _SIDE, _REPEATS = 16, 16, 3
+FEWEST_CHANNELS, _MOST_TIMED = 64, 256
+_WORTH = 0.95  # of the plain way's time: what another must stay under, for a trial's times are not exact
+_IMAGES, _SIDE, _ROUNDS = 16, 16, 8
+_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD, _MALLOC_MOST = -1, -3, 2**31 - 1  # of glibc's malloc.h
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass in `no` or `bf16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Of one call; a GPU is waited for before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - started
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> bool:
+    """Let this process keep memory that it frees for what it needs next; whether its C library can (glibc).
+
+    By default large tensors are returned to the system, which has to clear every page of them when the next step asks
+    for as much again: on CPUs that was a third to a half of a training step's time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    return all(mallopt(option, _MALLOC_MOST) for option in (_MALLOC_MMAP_THRESHOLD, _MALLOC_TRIM_THRESHOLD))
 
 
 class Arithmetic:
@@ -33,9 +66,11 @@ class Arithmetic:
     """
 
     def __init__(self, mixed_precision: str, channels: int, device: torch.device) -> None:
-        self.open = PRECISIONS if mixed_precision == "auto" else (mixed_precision,)
         self.channels, self.device = channels, device
-        self.precision, self.layout = self.open[0], LAYOUTS[0]
+        precisions = PRECISIONS if mixed_precision == "auto" else (mixed_precision,)
+        layouts = LAYOUTS if channels >= FEWEST_CHANNELS else LAYOUTS[:1]
+        self._ways = [(precision, layout) for precision in precisions for layout in layouts]
+        self.precision, self.layout = self._ways[0]
 
     def choose(self, agreed: Callable[[Tensor], Tensor]) -> None:
         """Time a convolution in every way that is open, and take the fastest.
@@ -44,43 +79,41 @@ class Arithmetic:
             agreed: the mean over processes, so that all choose alike.
 
         """
-        layouts = LAYOUTS if self.channels >= FEWEST_CHANNELS else LAYOUTS[:1]
-        ways = [(precision, layout) for precision in self.open for layout in layouts]
-        if len(ways) == 1:
+        if len(self._ways) == 1:
             return
-        seconds = agreed(torch.tensor([self._seconds(*way) for way in ways], device=self.device)).tolist()
-        self.precision, self.layout = ways[seconds.index(min(seconds))]
-        told = ", ".join(f"{self._name(*way)} {1e3 * took:.1f} ms" for way, took in zip(ways, seconds, strict=True))
+        times = agreed(torch.tensor(self._times(), device=self.device)).tolist()
+        best = times.index(min(times))
+        self.precision, self.layout = self._ways[best if times[best] < _WORTH * times[0] else 0]
+        told = ", ".join(f"{self._name(*way)} {1e3 * took:.1f} ms" for way, took in zip(self._ways, times, strict=True))
         logger.info("Computing in %s; a convolution took: %s.", self._name(self.precision, self.layout), told)
-
-    def lay_out(self, module: nn.Module) -> nn.Module:
-        """The module, its weights in the layout of the run."""
-        return module.to(memory_format=self.layout)
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass, in the run's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(self.device, self.precision)
 
-    def _seconds(self, precision: str, layout: torch.memory_format) -> float:
-        """The least time of a convolution, forward and backward."""
-        channels = max(self.channels, FEWEST_CHANNELS)
+    def _times(self) -> list[float]:
+        """The least time in each way of a convolution, forward and backward, the ways by turns."""
+        calls = [self._convolution(*way) for way in self._ways]
+        times = [seconds(call, self.device) for call in calls]  # the first time also finds the algorithm
+        times = [seconds(call, self.device) for call in calls]
+        for _ in range(_ROUNDS):
+            for i, call in enumerate(calls):
+                if times[i] < 2 * min(times):  # a way that is far slower need not be timed again
+                    times[i] = min(times[i], seconds(call, self.device))
+        return times
+
+    def _convolution(self, precision: str, layout: torch.memory_format) -> Callable[[], Any]:
+        channels = min(max(self.channels, FEWEST_CHANNELS), _MOST_TIMED)
         shapes = ((_IMAGES, channels, _SIDE, _SIDE), (channels, channels, 3, 3))
         images, weight = (torch.ones(shape, device=self.device).to(memory_format=layout) for shape in shapes)
-        images, weight = images.requires_grad_(), weight.requires_grad_()
-        times = []
-        for _ in range(1 + _REPEATS):  # the first one also finds the algorithm
-            self._wait()
-            started = time.perf_counter()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                made = F.conv2d(images, weight, padding=1)
-            torch.autograd.grad(made.float().sum(), (images, weight))
-            self._wait()
-            times.append(time.perf_counter() - started)
-        return min(times[1:])
+        given = images.requires_grad_(), weight.requires_grad_()
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        def call() -> Any:
+            with autocast(self.device, precision):
+                made = F.conv2d(*given, padding=1)
+            return torch.autograd.grad(made.float().sum(), given)
+
+        return call
 
     def _name(self, precision: str, layout: torch.memory_format) -> str:
         return ("fp32" if precision == "no" else precision) + (", channels last" if layout == LAYOUTS[1] else "")

@@ -98,9 +98,16 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
         config = self.config
         size = min(PART, math.ceil(config.generator.num_classes * config.ipc / self.workers))
         files = PartFiles(self._parts_folder / f"{config.generator.device.type}-torch{torch.__version__}")
-        schema = self.info.features.arrow_schema
-        how = (config.generator, config.ipc, config.seed, self.sampling, config.batch_size, size, schema)
-        return Making(*how, files if self.kept else None)
+        return Making(
+            config.generator,
+            config.ipc,
+            config.seed,
+            self.sampling,
+            config.batch_size,
+            part_size=size,
+            schema=self.info.features.arrow_schema,
+            files=files if self.kept else None,
+        )
 
     @property
     def _parts_folder(self) -> Path:

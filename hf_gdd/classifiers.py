@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_gdd.arithmetic import PRECISIONS, autocast
 from hf_gdd.augment import Augment, cutmix
 from hf_gdd.imagenet import ImageNetAugment
 from hf_gdd.images import ImageTensors
@@ -24,7 +25,6 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "halved": lambda done: 0.1 if done > 1 / 2 else 1.0,
     "steps": lambda done: 0.2 ** ((done >= 2 / 3) + (done >= 5 / 6)),
 }
-PRECISIONS = ("no", "bf16")
 
 
 def policy(name: str) -> Augment | ImageNetAugment:
@@ -155,7 +155,7 @@ class Learner:
     """
 
     def __init__(self, network: nn.Module, normalise: View, recipe: Recipe, steps: int) -> None:
-        self.network, self.normalise, self.bf16 = network, normalise, recipe.mixed_precision == "bf16"
+        self.network, self.normalise, self.precision = network, normalise, recipe.mixed_precision
         self.augment, self.cutmix = policy(recipe.augment), recipe.cutmix
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -210,7 +210,7 @@ class Learner:
     def loss(self, network: Callable[[Tensor], Any], x: Tensor, labels: Tensor, *mixed: Tensor) -> Tensor:
         """What SGD descends, for this network or whatever else maps images to logits and a feature."""
         loss_of = prediction_gap if labels.is_floating_point() else F.cross_entropy
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(x.device, self.precision):
             logits = network(x)[0]
             loss = loss_of(logits, labels)
             if mixed:

@@ -254,6 +254,8 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Evaluate, print the table, write the report."""
+        if launched()[1] > 1:
+            raise ValueError("evaluate trains all networks in one process: start it without a launcher.")
         folder = Path(self.source)
         its_own = folder.is_dir() and not self.classes  # a choice of classes is another generator
         output = Path(self.output) if self.output else (folder if its_own else Path()) / "report.json"

@@ -1,7 +1,6 @@
 """Networks of one architecture trained in step: each learns what it would alone, in fewer and larger operations."""
 
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from functools import lru_cache
@@ -11,18 +10,21 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from hf_gdd.arithmetic import seconds
 from hf_gdd.classifiers import Learner, Recipe
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import NetworkSpec, Shape, build_network, network_name
-from hf_gdd.normalising import View
+from hf_gdd.normalising import Normaliser
 
 logger = logging.getLogger("hf_gdd")
 
 Batch = tuple[Tensor, Tensor]
 Member = TypeVar("Member")
 
+STACKED_ON = ("cuda",)
+_TOGETHER = 8  # networks in one stack, at most: more would take more memory and save little
 _TRIED = 5  # steps that are timed, after as many that warm up
-_WORTH = 0.9  # what stacking must save is more than the noise of a trial: it takes n times the memory
+_WORTH = 0.9  # of the time one by one: what stacking must stay under, for it takes n times the memory
 
 
 class Cohort:
@@ -141,42 +143,34 @@ class _Stack:
         self.stale = False
 
 
-def parties(
-    members: Sequence[Member],
-    network: NetworkSpec,
-    data: ImageTensors,
-    view: View,
-    recipe: Recipe,
-    images: int,
-    most: int | None = None,
+def in_step(
+    members: Sequence[Member], network: NetworkSpec, data: ImageTensors, recipe: Recipe, batch_size: int
 ) -> list[Sequence[Member]]:
-    """Whose networks to train in one stacked cohort: all, `most` at a time; or each alone where that is as fast.
+    """Whose networks to train in one stacked cohort: as many at a time as may be; or each alone where that is as fast.
 
     Args:
         members: whatever stands for the networks.
         network: their architecture.
         data: of such images and classes, on the device.
-        view: what they see images through.
         recipe: of their training.
-        images: the most that are in a batch.
-        most: None for any number.
+        batch_size: the most images that each sees in a step.
 
     """
-    size = min(len(members), most or len(members))
-    told = (network, data.num_classes, data.shape, torch.device(data.device), view, recipe, images)
-    size = size if size > 1 and stacking_pays(size, *told) else 1
+    size = min(len(members), _TOGETHER)
+    told = (network, data.num_classes, data.shape, torch.device(data.device), recipe, batch_size)
+    size = size if stacking_pays(size, *told) else 1
     return [members[i : i + size] for i in range(0, len(members), size)]
 
 
+@lru_cache(maxsize=64)
 def stacking_pays(
     n: int,
     network: NetworkSpec,
     num_classes: int,
     shape: Shape,
     device: torch.device,
-    view: View,
     recipe: Recipe,
-    images: int,
+    batch_size: int,
 ) -> bool:
     """Whether n networks learn faster in a stacked `Cohort` than one by one, on batches of so many images.
 
@@ -184,31 +178,20 @@ def stacking_pays(
     not: on a CPU, stacking gained on the smallest of steps alone and took up to twice as long on others, and there a
     run is to repeat bit for bit, which must not hang on a trial.
     """
-    return n > 1 and device.type == "cuda" and _tried(n, network, num_classes, shape, device, view, recipe, images)
+    if n < 2 or device.type not in STACKED_ON:
+        return False
 
-
-@lru_cache(maxsize=64)
-def _tried(
-    n: int,
-    network: NetworkSpec,
-    num_classes: int,
-    shape: Shape,
-    device: torch.device,
-    view: View,
-    recipe: Recipe,
-    images: int,
-) -> bool:
     def cohort(size: int, **how: Any) -> Cohort:
         networks = [build_network(network, num_classes, shape, seed=i).to(device) for i in range(size)]
+        view = Normaliser((0.0,), (1.0,))  # images that are normalised already, as these are, do not pass it
         return Cohort([Learner(each, view, recipe, steps=2 * _TRIED) for each in networks], **how)
 
-    blank = torch.zeros(images, *shape, dtype=torch.uint8, device=device)
-    batch = blank, torch.zeros(images, dtype=torch.int64, device=device)
-    what = f"{n} networks {network_name(network)}, {images} images a step"
-    alone = n * _seconds(cohort(1), batch)
+    batch = torch.zeros(batch_size, *shape, device=device), torch.zeros(batch_size, dtype=torch.int64, device=device)
+    what = f"{n} networks {network_name(network)}, {batch_size} images a step"
+    alone = n * _step_seconds(cohort(1), batch)
     try:
-        together = _seconds(cohort(n, stacked=True), batch)
-    except Exception as error:  # of any type: what a network of the user's does may not be batched, or not fit
+        together = _step_seconds(cohort(n, stacked=True), batch)
+    except RuntimeError as error:  # what a network of the user's does may not be batched, or not fit
         logger.info("%s: one by one, for they cannot be stacked (%s).", what, error)
         return False
     pays = together < _WORTH * alone
@@ -217,15 +200,14 @@ def _tried(
     return pays
 
 
-def _seconds(cohort: Cohort, batch: Batch) -> float:
+def _step_seconds(cohort: Cohort, batch: Batch) -> float:
     """What a step takes on average, with a batch for each network."""
     device = batch[0].device
     generators = [torch.Generator(device).manual_seed(0) for _ in cohort.learners]
-    batches = [batch] * len(generators)
-    for _ in range(2):
-        started = time.perf_counter()
+
+    def steps() -> None:
         for _ in range(_TRIED):
-            cohort.step(batches, generators)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return (time.perf_counter() - started) / _TRIED
+            cohort.step([batch] * len(generators), generators)
+
+    steps()
+    return seconds(steps, device) / _TRIED

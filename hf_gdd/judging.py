@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_gdd.arithmetic import keep_freed_memory
 from hf_gdd.classifiers import Learner, Recipe, accuracy, epochs_of
 from hf_gdd.cohort import Cohort, stacking_pays
 from hf_gdd.generators.base import Generator
@@ -73,6 +74,8 @@ class Judge:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n is {self.n}; train at least 1 network (the papers train 5).")
+        if self.test.device.type == "cpu":
+            keep_freed_memory()
         for spec in self.networks:  # an unknown name must not surface after an hour of training another
             build_network(spec, self.test.num_classes, self.test.shape, seed=0)
 
@@ -136,11 +139,11 @@ class Judge:
         are looked at before any goes on.
         """
         steps, test, numbers = recipe.steps(images), self.test, range(self.n)
-        told = (test.num_classes, test.shape, test.device, self.normalise, recipe, min(images, recipe.batch_size))
+        told = (test.num_classes, test.shape, test.device, recipe, min(images, recipe.batch_size))
         stacked, one_stream = stacking_pays(self.n, spec, *told), self.shared_draws and not apart
         hidden = {} if self.progress else {"disable": True}
         with tqdm(total=self.n * steps, desc=label, unit="step", dynamic_ncols=True, **hidden) as bar:
-            for members in [numbers] if stacked or one_stream else [numbers[i : i + 1] for i in numbers]:
+            for members in [numbers] if stacked or one_stream else [[i] for i in numbers]:
                 cohort = Cohort([self._learner(spec, recipe, steps, i) for i in members], stacked)
                 streams = members[:1] if one_stream else members
                 randoms = [Random(self.seed + (0 if self.shared_draws else i), test.device) for i in streams]

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from hf_gdd.faults import disk_full
 from hf_gdd.generators.base import Generator
 from hf_gdd.pixels import encode_png
 
@@ -56,13 +58,21 @@ class PartFiles:
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         data, path = sink.getvalue(), self.path(rows)
-        own = path.with_name(f"{path.name}.{os.getpid()}")
+        own = path.with_name(f"{path.name}.{uuid4().hex}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has completed the set, and removed its parts
+        try:
             with own.open("wb") as file:
                 file.write(hashlib.sha256(data).digest())
                 file.write(data)
             os.replace(own, path)
+        except FileNotFoundError:  # another process has completed the set, and removed its parts
+            return
+        except OSError as error:
+            own.unlink(missing_ok=True)
+            if not disk_full(error):
+                raise
+            told = f"{error.strerror}: {self.folder} holds the set a second time until it is complete; free some space"
+            raise OSError(error.errno, f"{told}, and the same call goes on, or pass another cache_dir") from error
 
     def claim(self, rows: range, wait: bool = False) -> FileLock | None:
         """The right to make the part until it is released or this process ends; None if another process has it."""

@@ -19,17 +19,24 @@ from hf_gdd.losses import at_least_float32
 
 def launched() -> tuple[int, int]:
     """The number of this process and how many there are, as a launcher told it, without joining them to a group."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def own_device() -> torch.device:
-    """The GPU that a launcher meant for this process, else the current one, else the CPU."""
+    """The GPU that a launcher meant for this process, else the current one, else the CPU.
+
+    Raises:
+        ValueError: more processes were launched than there are GPUs.
+
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK", -1))
-    return torch.device("cuda", number if 0 <= number < torch.cuda.device_count() else torch.cuda.current_device())
+    number, gpus = int(os.environ.get("LOCAL_RANK", -1)), torch.cuda.device_count()
+    if number >= gpus > 1:
+        raise ValueError(f"Process {number} of this machine has no GPU of its own, for it has {gpus}: launch as many.")
+    return torch.device("cuda", number if 0 <= number < gpus else torch.cuda.current_device())
 
 
 class Processes:

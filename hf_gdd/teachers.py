@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_gdd.classifiers import Learner, Recipe, epochs_of
-from hf_gdd.cohort import Cohort, parties
+from hf_gdd.cohort import Cohort, in_step
 from hf_gdd.images import ImageTensors
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.networks import build_network
@@ -31,7 +31,6 @@ DEFAULT_CACHE = Path(HF_HOME) / "hf_gdd" / "teachers"
 VERSION = 1  # raise it when equal settings begin to give other teachers: old ones are then left behind
 _STREAM = 0x7EAC  # keeps their draws apart from those of the runs that use them
 _SAVE_EVERY = 10  # seconds of training that a stop can cost, and the epoch it stops
-_TOGETHER = 8  # teachers that are trained in step, at most: more would take more memory and save little
 
 
 class Teachers:
@@ -72,10 +71,10 @@ class Teachers:
             places: dict[int, list[int]] = {}  # of their training: only those at one place go on in step
             for number, state in begun.items():
                 places.setdefault(state["done"] if state else 0, []).append(number)
-            most = min(self.recipe.batch_size, len(self.data))
+            batch_size = min(self.recipe.batch_size, len(self.data))
             for numbers in places.values():
-                for party in parties(numbers, self.network, self.data, self.view, self.recipe, most, _TOGETHER):
-                    self._train({number: begun[number] for number in party}, bar)
+                for several in in_step(numbers, self.network, self.data, self.recipe, batch_size):
+                    self._train({number: begun[number] for number in several}, bar)
         logger.info("Teachers are kept in %s.", self.folder)
 
     def __getitem__(self, number: int) -> nn.Module:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_gdd.arithmetic import Arithmetic
-from hf_gdd.faults import RunFault, disk_full, out_of_memory, process_lost
+from hf_gdd.arithmetic import Arithmetic, keep_freed_memory
+from hf_gdd.faults import faults_told
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
 from hf_gdd.images import MAX_SIZE, ImageTensors
@@ -63,6 +63,8 @@ class Trainer:
         # Accelerate's own precision is set once for a whole process, so a second run could not choose another.
         self.accelerator = Accelerator(log_with=list(self.config.trackers) or None, project_dir=str(output_dir))
         self.processes, self.device = Processes(self.accelerator), self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.whole = ImageTensors.from_dataset(
             data,
             image_column=self.config.image_column,
@@ -75,6 +77,7 @@ class Trainer:
         self.data, self.held_out = self.whole, None  # a fit that validates holds a part out
         self.run = RunFolder(output_dir, self.identity())
         self.at, self.logging = Place(), False
+        self.log: MetricsLog | None = None  # from the first step on
 
     @classmethod
     def configure(
@@ -134,6 +137,14 @@ class Trainer:
         """What the next step works on, of which each process takes a part: row numbers of `self.data`."""
         return self.batches.next(self._batch_size(stage))
 
+    def memory_setting(self, stage: Stage) -> tuple[str, int]:
+        """The setting that decides how much memory a step of this stage takes, and its value."""
+        return f"{stage.name}_batch_size", self._batch_size(stage)
+
+    def taken_over(self) -> dict[str, Any] | None:
+        """The state of another run that this one goes on from, or None."""
+        return None
+
     def to_generator(self) -> Generator:
         """The generator as it is now, apart from the training."""
         raise NotImplementedError
@@ -165,8 +176,14 @@ class Trainer:
             ValueError: the folder holds another run, or something else that the run would fail of later.
 
         """
+        with self._faults_told():
+            return self._fit(validate, every, held_out)
+
+    def _fit(
+        self, validate: Callable[[Generator, ImageTensors], float] | None, every: int | None, held_out: float
+    ) -> Generator:
         self._open(held_out if validate else None)
-        with self._faults_told(), self._bar() as bar, stop_signals() as stop:
+        with self._bar() as bar, stop_signals() as stop:
             while self.at.stage < len(self.stages):
                 stage = self.stages[self.at.stage]
                 bar.set_description(f"{stage.name} ({self.at.stage + 1}/{len(self.stages)})")
@@ -184,35 +201,16 @@ class Trainer:
             tracker.finish()
         return self._save(self.to_generator() if validate is None else self._load_best())
 
-    @contextmanager
-    def _faults_told(self) -> Iterator[None]:
-        """Say what ended the run from outside, and how to go on."""
-        try:
-            yield
-        except (RuntimeError, OSError) as error:
-            last = self.run.newest_checkpoint()
-            again = f"run the same command again: it goes on from {last or 'the beginning'}"
-            if out_of_memory(error):
-                name, size = self.memory_setting(self.stages[self.at.stage])
-                smaller = size // 2 // self.processes.count * self.processes.count
-                remedy = f"try {name}={smaller}, in a new output_dir" if smaller else "only a smaller model would fit"
-                raise RunFault(f"Out of memory on {self.device} with {name}={size}: {remedy}. {error}") from error
-            if disk_full(error):
-                raise RunFault(f"{self.run.path} cannot be written: {error}. Free some space, then {again}.") from error
-            if self.processes.count > 1 and process_lost(error):
-                raise RunFault(
-                    f"Process {self.processes.index} stops after step {self.at.total}, because another process of the "
-                    f"run is gone; its own output says why. When that is mended, {again}. {error}"
-                ) from error
-            raise
+    def _faults_told(self) -> AbstractContextManager:
+        def batch() -> tuple[str, int] | None:
+            running = self.log is not None and self.at.stage < len(self.stages)
+            return self.memory_setting(self.stages[self.at.stage]) if running else None
 
-    def memory_setting(self, stage: Stage) -> tuple[str, int]:
-        """The setting that decides how much memory a step of this stage takes, and its value."""
-        return f"{stage.name}_batch_size", stage.batch_size
+        return faults_told(self.run.path, self.run.newest_checkpoint, batch, self.processes.count)
 
     def _open(self, held_out: float | None) -> None:
         """Check the folder, build everything, claim the folder, and return to the last checkpoint if there is one."""
-        self.data, self.held_out = self.whole, None
+        self.data, self.held_out, self.log = self.whole, None, None
         self.run.identity.pop("held_out", None)
         if held_out is not None:
             self.data, self.held_out = self.whole.split(held_out, seed=self.config.seed)
@@ -221,10 +219,10 @@ class Trainer:
         self.check_processes()
         state = self.run.last_checkpoint(self.device)
         self.arithmetic = Arithmetic(self.config.mixed_precision, self.channels, self.device)
-        if state is None:
+        if begun := state or self.taken_over():
+            self.arithmetic.load_state_dict(begun["arithmetic"])
+        else:
             self.arithmetic.choose(self.processes.mean)
-        else:  # before anything is built in it
-            self.arithmetic.load_state_dict(state["arithmetic"])
         self.config = self.config.changed(mixed_precision=self.arithmetic.precision)  # as a generator records it
         self.random, self.at = Random(self.config.seed, self.device), Place()
         self.batches = Batches(len(self.data), self.random)

@@ -1,12 +1,15 @@
 """What a run computes in is chosen by timing, changes nothing that it should not, and is kept."""
 
 import logging
+import platform
+import resource
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Client
 
-from hf_gdd import GlobalLocalTrainer, ImageTensors
+from hf_gdd import GlobalLocalTrainer, ImageTensors, arithmetic
 from hf_gdd.arithmetic import FEWEST_CHANNELS, LAYOUTS, Arithmetic
 from hf_gdd.generators.gan import Discriminator
 from hf_gdd.losses import gradient_penalty
@@ -18,11 +21,11 @@ def timed(monkeypatch, seconds):
     """Let convolutions take so long; returns the ways that were timed."""
     asked = []
 
-    def of(self, precision, layout):
-        asked.append((precision, layout == torch.channels_last))
-        return seconds[asked[-1]]
+    def of(self):
+        asked.extend((precision, layout == torch.channels_last) for precision, layout in self._ways)
+        return [seconds[way] for way in asked]
 
-    monkeypatch.setattr(Arithmetic, "_seconds", of)
+    monkeypatch.setattr(Arithmetic, "_times", of)
     return asked
 
 
@@ -47,6 +50,7 @@ SECONDS = {("no", False): 4.0, ("no", True): 3.0, ("bf16", False): 2.0, ("bf16",
     [
         ("no", FEWEST_CHANNELS, {}, ("no", True)),
         ("no", FEWEST_CHANNELS, {("no", True): 5.0}, ("no", False)),
+        ("no", FEWEST_CHANNELS, {("no", True): 3.9}, ("no", False)),  # within the noise of a trial
         ("bf16", FEWEST_CHANNELS, {("bf16", True): 9.0}, ("bf16", False)),
         ("auto", FEWEST_CHANNELS, {}, ("bf16", True)),
         ("auto", FEWEST_CHANNELS, {("bf16", False): 9.0, ("bf16", True): 9.0}, ("no", True)),
@@ -55,31 +59,68 @@ SECONDS = {("no", False): 4.0, ("no", True): 3.0, ("bf16", False): 2.0, ("bf16",
 )
 def test_the_fastest_way_is_taken(monkeypatch, caplog, asked, channels, seconds, chosen):
     timed(monkeypatch, SECONDS | seconds)
-    arithmetic = Arithmetic(asked, channels, CPU)
+    made = Arithmetic(asked, channels, CPU)
     with caplog.at_level(logging.INFO, logger="hf_gdd"):
-        arithmetic.choose(lambda seconds: seconds)
-    assert (arithmetic.precision, arithmetic.layout == torch.channels_last) == chosen
+        made.choose(lambda seconds: seconds)
+    assert (made.precision, made.layout == torch.channels_last) == chosen
     assert "Computing in " + ("bf16" if chosen[0] == "bf16" else "fp32") in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_small_networks_are_not_timed(monkeypatch, precision):
     asked = timed(monkeypatch, SECONDS)
-    arithmetic = Arithmetic(precision, FEWEST_CHANNELS - 1, CPU)
-    arithmetic.choose(lambda seconds: seconds)
+    made = Arithmetic(precision, FEWEST_CHANNELS - 1, CPU)
+    made.choose(lambda seconds: seconds)
     assert asked == []
-    assert (arithmetic.precision, arithmetic.layout) == (precision, torch.contiguous_format)
+    assert (made.precision, made.layout) == (precision, torch.contiguous_format)
 
 
 def test_processes_choose_by_the_mean_of_their_times(monkeypatch):
     timed(monkeypatch, SECONDS)
-    arithmetic = Arithmetic("no", FEWEST_CHANNELS, CPU)
-    arithmetic.choose(lambda seconds: (seconds + torch.tensor([0.0, 3.0])) / 2)  # the other found this one slower
-    assert arithmetic.layout == torch.contiguous_format
+    made = Arithmetic("no", FEWEST_CHANNELS, CPU)
+    made.choose(lambda seconds: (seconds + torch.tensor([0.0, 3.0])) / 2)  # the other found this one slower
+    assert made.layout == torch.contiguous_format
+
+
+def test_every_way_is_timed_and_hopeless_ones_seldom(monkeypatch):
+    calls = []
+
+    def seconds(call, device):
+        calls.append(call())
+        return {"fp32": 1.0, "fp32, channels last": 1.5, "bf16": 9.0, "bf16, channels last": 9.0}[calls[-1]]
+
+    monkeypatch.setattr(arithmetic, "seconds", seconds)
+    monkeypatch.setattr(Arithmetic, "_convolution", lambda self, *way: lambda: self._name(*way))
+    assert Arithmetic("auto", FEWEST_CHANNELS, CPU)._times() == [1.0, 1.5, 9.0, 9.0]
+    assert calls.count("fp32, channels last") == calls.count("fp32") > 5
+    assert calls.count("bf16") == 2
 
 
 def test_real_times_are_positive():
-    assert Arithmetic("no", 8, CPU)._seconds("no", torch.channels_last) > 0
+    assert all(time > 0 for time in Arithmetic("no", FEWEST_CHANNELS, CPU)._times())
+
+
+def page_faults():
+    """Of as many large tensors, made and freed one after the other, before memory is kept and after."""
+    found = []
+    for keep in (lambda: True, arithmetic.keep_freed_memory):
+        assert keep()
+        torch.ones(2**22)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(2**22)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return found
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_that_is_kept_is_not_cleared_by_the_system_again(tmp_path):
+    process = Client({"HF_HOME": str(tmp_path)})
+    try:
+        by_default, kept = process.run(page_faults)
+    finally:
+        process.close()
+    assert by_default > 10 * 2**22 * 4 / 2**21 > kept  # a fault a page, of 2 MiB at most
 
 
 def test_the_critic_is_the_same_function_in_either_layout(float64):
@@ -151,6 +192,22 @@ def test_a_resumed_run_goes_on_in_what_it_began_in(tmp_path, monkeypatch):
     assert asked == []
     assert again.arithmetic.state_dict() == trainer.arithmetic.state_dict()
     assert not again.discriminator.features[3].weight.is_contiguous()
+
+
+def test_a_run_goes_on_from_another_in_what_that_was_in(tmp_path, monkeypatch):
+    settings = {"width": FEWEST_CHANNELS, "mixed_precision": "auto"}
+    timed(monkeypatch, SECONDS | {("bf16", True): 9.0, ("bf16", False): 9.0})
+    make(tmp_path / "first", method="cgan", **settings).fit()
+    asked = timed(monkeypatch, SECONDS)
+    trainer = make(tmp_path / "second", start_from=str(tmp_path / "first"), **settings)
+    trainer.fit()
+    assert asked == []
+    assert trainer.arithmetic.state_dict() == {"precision": "no", "channels_last": True}
+
+
+def test_a_lazy_penalty_is_of_wgan_gp_alone(tmp_path):
+    with pytest.raises(ValueError, match="penalty_every is of the gradient penalty of wgan-gp"):
+        make(tmp_path / "run", penalty_every=2, adversarial="minimax")
 
 
 def test_a_lazy_penalty_counts_as_often_as_it_is_left_out(tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_gdd import cohort, networks
 from hf_gdd.classifiers import Learner, Recipe, epochs_of
-from hf_gdd.cohort import Cohort, parties, stacking_pays
+from hf_gdd.cohort import Cohort, in_step, stacking_pays
 from hf_gdd.images import ImageTensors
 from hf_gdd.networks import build_network
 from hf_gdd.normalising import view_of
@@ -199,15 +199,26 @@ class Forgetful(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Dropout(), nn.Linear(64, num_classes))
 
 
+@pytest.fixture
+def stacked_on_cpu(monkeypatch):
+    """Let a CPU try, too."""
+    monkeypatch.setattr(cohort, "STACKED_ON", ("cpu",))
+    stacking_pays.cache_clear()
+    yield
+    stacking_pays.cache_clear()
+
+
+@pytest.mark.usefixtures("stacked_on_cpu")
 @pytest.mark.parametrize(("network", "reason"), [(Undecided, "data-dependent control flow"), (Forgetful, "random")])
 def test_networks_that_cannot_be_stacked_are_trained_one_by_one(caplog, network, reason):
     caplog.set_level(logging.INFO, "hf_gdd")
-    assert not cohort._tried(3, network, 10, DIGITS.shape, CPU, VIEW, FIRM, 10)
+    assert not stacking_pays(3, network, 10, DIGITS.shape, CPU, FIRM, 10)
     (said,) = caplog.messages
     assert said.startswith(f"3 networks {network.__name__}, 10 images a step: one by one, for they cannot be stacked (")
     assert reason in said
 
 
+@pytest.mark.usefixtures("stacked_on_cpu")
 @pytest.mark.parametrize(("alone", "together", "pays"), [(1.0, 2.0, True), (1.0, 2.9, False), (1.0, 4.0, False)])
 def test_the_faster_way_is_taken_and_remembered(monkeypatch, caplog, alone, together, pays):
     caplog.set_level(logging.INFO, "hf_gdd")
@@ -217,37 +228,36 @@ def test_the_faster_way_is_taken_and_remembered(monkeypatch, caplog, alone, toge
         timed.append(len(each.learners))
         return alone if len(each.learners) == 1 else together
 
-    monkeypatch.setattr(cohort, "_seconds", seconds)
-    cohort._tried.cache_clear()
+    monkeypatch.setattr(cohort, "_step_seconds", seconds)
     for _ in range(2):
-        assert cohort._tried(3, "convnet1", 10, DIGITS.shape, CPU, VIEW, FIRM, 10) == pays
+        assert stacking_pays(3, "convnet1", 10, DIGITS.shape, CPU, FIRM, 10) == pays
     assert timed == [1, 3]
     how = "stacked" if pays else "one by one"
     (said,) = caplog.messages
     assert said.startswith(f"3 networks convnet1, 10 images a step: {how}, for a step takes {1000 * together:.1f} ms")
-    cohort._tried.cache_clear()
 
 
+@pytest.mark.usefixtures("stacked_on_cpu")
 def test_a_trial_leaves_the_random_numbers_as_they_were():
     state = torch.get_rng_state()
-    cohort._tried.cache_clear()
-    assert isinstance(cohort._tried(2, "convnet1", 10, DIGITS.shape, CPU, VIEW, FIRM, 4), bool)
+    assert isinstance(stacking_pays(2, "convnet1", 10, DIGITS.shape, CPU, FIRM, 4), bool)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_single_network_or_a_cpu_needs_no_trial(monkeypatch):
-    monkeypatch.setattr(cohort, "_tried", lambda *args: pytest.fail("tried"))
+    monkeypatch.setattr(cohort, "_step_seconds", lambda *args: pytest.fail("tried"))
     monkeypatch.setattr(cohort, "stack_module_state", lambda *args: pytest.fail("stacked"))
     told = ("convnet1", 10, DIGITS.shape)
-    assert not stacking_pays(1, *told, torch.device("cuda"), VIEW, FIRM, 10)
-    assert not stacking_pays(5, *told, CPU, VIEW, FIRM, 10)
+    assert not stacking_pays(1, *told, torch.device("cuda"), FIRM, 10)
+    assert not stacking_pays(5, *told, CPU, FIRM, 10)
     Cohort(learners(n=1), stacked=True)
 
 
-def test_parties_are_all_together_or_each_alone(monkeypatch):
-    told = ("convnet1", DIGITS, VIEW, FIRM, 10)
-    assert parties("abc", *told) == ["a", "b", "c"]
+def test_all_go_in_step_or_each_alone(monkeypatch):
+    told = ("convnet1", DIGITS, FIRM, 10)
+    assert in_step("abc", *told) == ["a", "b", "c"]
     monkeypatch.setattr(cohort, "stacking_pays", lambda n, *args: n > 1)
-    assert parties("abcde", *told) == ["abcde"]
-    assert parties("abcde", *told, most=2) == ["ab", "cd", "e"]
-    assert parties("", *told) == []
+    assert in_step("abcde", *told) == ["abcde"]
+    monkeypatch.setattr(cohort, "_TOGETHER", 2)
+    assert in_step("abcde", *told) == ["ab", "cd", "e"]
+    assert in_step("", *told) == []

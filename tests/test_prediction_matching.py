@@ -328,7 +328,7 @@ def test_teachers_trained_in_step_are_those_trained_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(
         Teachers, "_train", lambda self, begun, bar: parties.append([*begun]) or train(self, begun, bar)
     )
-    monkeypatch.setattr("hf_gdd.teachers._TOGETHER", 2)
+    monkeypatch.setattr("hf_gdd.cohort._TOGETHER", 2)
     together.prepare(range(3))
     assert parties == [[0, 1], [2]]
     assert_same_teachers(alone, together)

@@ -94,6 +94,7 @@ def test_processes_stay_together(pair, tmp_path):
 
 
 EXACT = {"pool": ("convnet1", "resnet10-dd"), "pool_refresh": 7, "inner_steps": 1, "max_steps": 20, "gan_lr": 3e-4}
+EXACT["checkpoint_every"] = 7
 # Weights at which every term has a good part of the gradient, so that none can be forgotten.
 EXACT |= {"class_on_fakes": True, "global_weight": 0.1, "local_weight": 0.01, "global_reduction": "logit_sum"}
 
@@ -104,7 +105,7 @@ def exact_gan(folder, **settings):
 
 def exact_diffusion(folder, **settings):
     data = ImageTensors.from_dataset("digits").subset(10, 0)
-    weights = {"real_weight": 0.5, "gen_weight": 0.5, "max_steps": 20}
+    weights = {"real_weight": 0.5, "gen_weight": 0.5, "max_steps": 20, "checkpoint_every": 7}
     return DiffusionMemoryTrainer(data, preset="tiny", output_dir=folder, **SMALL | weights | settings)
 
 
@@ -150,6 +151,11 @@ def test_two_processes_compute_what_one_does(pair, tmp_path, make, settings):
     for one, other in zip(alone, gradients, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-8 * float(one.abs().max()))
     torch.testing.assert_close(weights, weights_alone, rtol=1e-8, atol=1e-8)
+    _, last = sorted((tmp_path / "two" / "checkpoints").glob("step-*.pt"))
+    last.unlink()
+    resumed, weights_resumed = recorded(make, tmp_path / "two", **settings)  # by one process from what two have saved
+    assert 0 < len(resumed) < len(alone)
+    torch.testing.assert_close(weights_resumed, weights_alone, rtol=1e-8, atol=1e-8)
 
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "vae_width": 4, "latent_channels": 2, "sampling_steps": 1, "log_every": 2}
@@ -284,9 +290,7 @@ def one_is_killed(folder, at):
         return step(indices)
 
     run.step = last_step
-    told = (
-        f"Process 0 stops after step {at}, because another .* gone.*run the same command again: .*step-00000000{at - 1}"
-    )
+    told = f"processes of this run lost each other.*the same command again: it goes on from .*step-00000000{at - 1}"
     with pytest.raises(RunFault, match=told):
         run.fit()
 

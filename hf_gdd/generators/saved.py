@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_gdd.arithmetic import keep_freed_memory
 from hf_gdd.card import generator_card
 from hf_gdd.generators.base import check_request
 from hf_gdd.hub import CONFIG_NAME, REPORT_NAME, LoadError, own_files, resolve
@@ -136,6 +137,8 @@ class SavedGenerator:
         sampling = self.sampling if sampling is None else sampling
         if type(sampling) is not type(self.sampling):
             raise ValueError(f"This generator is sampled by a {type(self.sampling).__name__}, not {sampling!r}.")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         size = self.tile
         pad = (0, -len(labels) % size)
         # To wait here for a GPU would be to wait for the images it was asked for before these.

@@ -86,8 +86,6 @@ class DiffusionMemoryTrainer(Trainer):
     def setup(self) -> dict[str, Any]:
         """Autoencoder, transformer, their optimisers and averages, and the memories."""
         config = self.config
-        if config.start_from:
-            check_start(config.start_from, self.run.identity, DIT, FIRST_SETTINGS)
         self._build()
         transformer = for_training(self.transformer, scaled=config.tuning == "difffit")
         self.transformer = transformer.to(self.device).train()
@@ -167,6 +165,13 @@ class DiffusionMemoryTrainer(Trainer):
             device=self.device,
         )
 
+    def taken_over(self) -> dict[str, Any] | None:
+        """The end of another run's first stages, if this one starts from there."""
+        if not self.config.start_from:
+            return None
+        check_start(self.config.start_from, self.run.identity, DIT, FIRST_SETTINGS)
+        return load_state(stage_file(self.config.start_from, DIT), self.device)
+
     def begin(self, stage: Stage) -> None:
         """Enter a stage: the last one starts from the average that the one before it made."""
         if stage.name == DIT:
@@ -174,7 +179,7 @@ class DiffusionMemoryTrainer(Trainer):
         if stage.name != TUNE or self.config.pretrained:
             return
         if self.config.start_from:
-            state = load_state(stage_file(self.config.start_from, DIT), self.device)
+            state = self.taken_over()
             for name in FIRST_STATE:
                 self.tracked[name].load_state_dict(state[name])
             self.latents = None

@@ -76,13 +76,11 @@ class GlobalLocalTrainer(Trainer):
     def setup(self) -> dict[str, Any]:
         """Generator, discriminator, both Adams, the pool, and the EMA if there is one."""
         config, device = self.config, self.device
-        if config.start_from:
-            check_start(config.start_from, self.run.identity, GAN, GAN_SETTINGS)
         with seeded(config.seed):
             self.generator = self._generator().to(device).train()
             self.discriminator = Discriminator(self.data.num_classes, self.data.shape, config.width).to(device)
         for network in (self.generator, self.discriminator):
-            self.arithmetic.lay_out(network)
+            network.to(memory_format=self.arithmetic.layout)
         self.optimizer_g, self.optimizer_d = self.accelerator.prepare(
             *(
                 torch.optim.Adam(network.parameters(), lr=config.gan_lr, betas=(0.0, 0.9))
@@ -134,10 +132,17 @@ class GlobalLocalTrainer(Trainer):
             config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random, recipe=recipe
         )
 
+    def taken_over(self) -> dict[str, Any] | None:
+        """The end of another run's first stages, if this one starts from there."""
+        if not self.config.start_from:
+            return None
+        check_start(self.config.start_from, self.run.identity, GAN, GAN_SETTINGS)
+        return load_state(stage_file(self.config.start_from, GAN), self.device)
+
     def begin(self, stage: Stage) -> None:
         """Set the rate; a run that starts from another's first stage takes over its state."""
         if stage.name == MATCH and self.config.start_from:
-            state = load_state(stage_file(self.config.start_from, GAN), self.device)
+            state = self.taken_over()
             for name in GAN_STATE & self.tracked.keys():
                 self.tracked[name].load_state_dict(state[name])
         for optimizer in (self.optimizer_g, self.optimizer_d):
@@ -212,11 +217,17 @@ class GlobalLocalTrainer(Trainer):
         loss = loss + F.cross_entropy(real_classes, labels)
         if config.class_on_fakes:
             loss = loss + F.cross_entropy(fake_classes, fake_labels)
-        if config.adversarial == "wgan-gp" and self.at.step % config.penalty_every == 0:
+        if self.penalty_share:
             mix = self.processes.part(torch.rand(size, generator=generator, device=self.device))
             penalty = gradient_penalty(lambda x: self.discriminator(x)[0], real, fake, mix)
-            loss = loss + config.penalty_every * config.penalty_weight * penalty
+            loss = loss + self.penalty_share * config.penalty_weight * penalty
         return loss
+
+    @property
+    def penalty_share(self) -> int:
+        """How often the gradient penalty counts in this step; 0 in those that a lazy one leaves out."""
+        every = self.config.penalty_every
+        return every if self.config.adversarial == "wgan-gp" and self.at.step % every == 0 else 0
 
     def generate(self, labels: Tensor) -> Tensor:
         """Fresh images in [-1, 1] of these labels."""
@@ -232,4 +243,5 @@ class GlobalLocalTrainer(Trainer):
     def to_generator(self) -> ConditionalGANGenerator:
         """A copy of the generator, averaged if there is an EMA, in eval mode."""
         generator = self.ema.module if self.config.ema_decay else self.generator
-        return deepcopy(generator).to(memory_format=torch.contiguous_format).eval()
+        plain = torch.contiguous_format  # the layout in which it is saved, and in which pixels are made everywhere
+        return deepcopy(generator).to(memory_format=plain).eval()

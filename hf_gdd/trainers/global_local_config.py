@@ -24,7 +24,8 @@ class GlobalLocalConfig(TrainingConfig):
         adversarial: `wgan-gp`, as the public DiM code runs it, or `minimax`, Eq. 4 of Li et al.
         penalty_weight: of the gradient penalty of `wgan-gp`.
         penalty_every: steps from one penalty to the next, which counts as many times; 1, the published, is in every
-            step. Lazy regularisation (Karras et al., 2020, arXiv 1912.04958) is cheaper, but another training.
+            step. Lazy regularisation (Karras et al., 2020, arXiv 1912.04958, who also rescale Adam, which we do not) is
+            cheaper, but another training.
         class_on_fakes: whether the discriminator also learns classes from generated images (ACGAN).
         ema_decay: of the averaged generator that is saved; 0 saves the last one.
         gan_epochs: length of the first stage.
@@ -83,6 +84,8 @@ class GlobalLocalConfig(TrainingConfig):
             raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 for none.")
         if self.pool_refresh is not None:
             require_positive(self, "pool_refresh")
+        if self.penalty_every > 1 and self.adversarial != "wgan-gp":
+            raise ValueError("penalty_every is of the gradient penalty of wgan-gp: leave it at 1 with minimax.")
         if isinstance(self.pool, str) or callable(self.pool):
             raise ValueError(f"pool is {self.pool!r}; it must be a tuple of networks, such as ('convnet3',).")
         if not self.pool:

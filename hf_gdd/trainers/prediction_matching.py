@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_gdd.classifiers import Learner, shuffled
-from hf_gdd.cohort import Cohort, parties
+from hf_gdd.cohort import Cohort, in_step
 from hf_gdd.generators.bank import ImageBank
 from hf_gdd.generators.saved import GRID_COLUMNS, GRID_ROWS
 from hf_gdd.losses import prediction_gap
@@ -116,12 +116,12 @@ class PredictionMatchingTrainer(Trainer):
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
         """One iteration of every group of this process, on its images of these places."""
-        config, recipe = self.config, self.config.student_recipe
         chosen = list(zip(self.groups.own.values(), indices, strict=True))
-        if self.at.step % (config.mid_gap + 1) == 0:
-            most = min(recipe.batch_size, indices.shape[1])
-            for party in parties(chosen, config.network, self.data, self.view, recipe, most):
-                self.train_students(party)
+        if self.at.step % (self.config.mid_gap + 1) == 0:
+            recipe = self.config.student_recipe
+            batch_size = min(recipe.batch_size, indices.shape[1])
+            for several in in_step(chosen, self.config.network, self.data, recipe, batch_size):
+                self.train_students(several)
         found = [self.move_images(group, rows) for group, rows in chosen]
         return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
 
@@ -132,24 +132,27 @@ class PredictionMatchingTrainer(Trainer):
             chosen: groups, and which of a group's images its student learns from, as many of each.
 
         """
-        config, recipe, learners, sets = self.config, self.config.student_recipe, [], []
-        for group, rows in chosen:
-            group.teacher_number, group.students = group.random.integer(config.teachers), []
-            teacher, images = self.teachers[group.teacher_number], group.images[rows]
-            with torch.no_grad(), self.autocast():
-                logits = torch.cat([teacher(part)[0] for part in images.split(config.chunk)]).float()
-            student = self._network(group.random.integer(2**31))
-            learners.append(Learner(student, self.view, recipe, recipe.steps(len(rows))))
-            sets.append((images, logits))
-        cohort, generators = Cohort(learners, stacked=True), [group.random.device for group, _ in chosen]
+        recipe = self.config.student_recipe
+        groups, learners, sets = zip(*(self._lesson(group, rows) for group, rows in chosen), strict=True)
+        cohort, generators = Cohort(learners, stacked=True), [group.random.device for group in groups]
         for epoch in range(recipe.epochs):
-            orders = [shuffled(len(rows), recipe, group.random.device) for group, rows in chosen]
+            orders = [shuffled(len(sets[0][0]), recipe, generator) for generator in generators]
             for batches in zip(*orders, strict=True):
                 drawn = zip(sets, batches, strict=True)
                 cohort.step([(images[batch], logits[batch]) for (images, logits), batch in drawn], generators)
             if epoch in self.snapshots:
-                for (group, _), learner in zip(chosen, cohort.learners, strict=True):
+                for group, learner in zip(groups, cohort.learners, strict=True):
                     group.students.append(deepcopy(learner.network).eval().requires_grad_(False))
+
+    def _lesson(self, group: Group, rows: Tensor) -> tuple[Group, Learner, tuple[Tensor, Tensor]]:
+        """A fresh student of a group, these images of it, and what a teacher drawn anew predicts for them."""
+        config, recipe = self.config, self.config.student_recipe
+        group.teacher_number, group.students = group.random.integer(config.teachers), []
+        teacher, images = self.teachers[group.teacher_number], group.images[rows]
+        with torch.no_grad(), self.autocast():
+            logits = torch.cat([teacher(part)[0] for part in images.split(config.chunk)]).float()
+        student = self._network(group.random.integer(2**31))
+        return group, Learner(student, self.view, recipe, recipe.steps(len(rows))), (images, logits)
 
     def move_images(self, group: Group, rows: Tensor) -> dict[str, Tensor]:
         """One step up the gap between students and teacher, and down the teacher's cross-entropy (Eq. 6)."""
