@@ -285,7 +285,7 @@ def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
     trainer.step = step
     size = trainer.config.gan_batch_size
     with pytest.raises(
-        RunFault, match=f"Out of memory on cpu with gan_batch_size={size}: try gan_batch_size={size // 2}"
+        RunFault, match=rf"Out of memory\. It was with gan_batch_size={size}: try gan_batch_size={size // 2}"
     ):
         trainer.fit()
 
