@@ -6,15 +6,17 @@
 
 The reference (`plain_reference.py`) does what the papers' public code does: a `DataLoader` over PIL images with the
 number of workers that suits it best, float32 and NCHW, gradients of everything, one network at a time, meters read in
-every step. Ours is what `fit`, `evaluate` and `load_distilled_dataset` run. Both do the same work on the same threads,
-by turns; a ratio is of neighbours in time. Its images are the bundled digits, enlarged and repeated: what a step costs
-depends on the shape of the images, never on what they show. A counted FLOP is one of a convolution or a matrix product;
-`predicted` is what the reference's step should take by the textbook: three forward passes for each that is trained, the
-gradient penalty six. In `materialise` the reference is the bare forward pass, so the ratio is its share of our time.
+every step. Ours is what `fit`, `evaluate` and `load_distilled_dataset` run. Both do the same work on as many threads,
+by turns, each in a process of its own; a ratio is of neighbours in time. The images are the bundled digits, enlarged
+and repeated: what a step costs depends on the shape of the images, never on what they show. A counted FLOP is one of a
+convolution or a matrix product; `predicted` is what the reference's step should take by the textbook: three forward
+passes for each that is trained, the gradient penalty six. In `materialise` the reference is the bare forward pass, so
+the ratio is its share of our time.
 """
 
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -25,11 +27,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Annotated, Any, Literal
 
 import torch
@@ -95,40 +97,74 @@ def worker_seconds(reference: Callable[[int], Callable[[], Any]], count: int, de
     return seconds(step, device)
 
 
-def measure(bench: Bench, path: str, precisions: Sequence[str], repeats: int, least: float) -> Iterator[dict[str, Any]]:
-    """The rows of one path: every variant in every precision, and the reference, by turns."""
-    case, device = getattr(bench, path)(), bench.device
-    tried = {count: worker_seconds(case.reference, count, device) for count in workers()} if case.loads else {}
+# What this process measures, by the folder of its runs: a call, where it runs and how often in one timing.
+SIDES: dict[str, tuple[Callable[[], Any], torch.device, int]] = {}
+
+
+def begin(folder: str, settings: dict[str, Any], path: str, ours: tuple[dict[str, Any], str] | None) -> dict[str, Any]:
+    """Build, count and warm up one side of a path: ours with these settings and precision, or the reference."""
+    bench = bench_in(folder, settings)
+    case, device, tried = getattr(bench, path)(), bench.device, {}
+    if ours is None and case.loads:
+        tried = {count: worker_seconds(case.reference, count, device) for count in workers()}
     best = min(tried, key=tried.get, default=0)
+    call = case.reference(best) if ours is None else case.ours(*ours)
+    group = getattr(call, "cycle", 1)
+    flops = sum(counted(call) for _ in range(group)) / group
+    wanted = math.ceil(settings["least"] / max(seconds(call, device, group), 1e-9))  # also the warm-up
+    times = math.ceil(max(wanted, 1) / group) * group  # whole cycles of what is not done in every step
+    told = {"flops": flops, "times": times, "peak_bytes": peak_memory(call, device, group)}
+    told |= {"images": case.images, "predicted_flops": case.predicted, "arithmetic": chosen_by(call)}
+    SIDES[folder] = call, device, times
+    return told | {"workers": best if case.loads else None, "worker_seconds": tried}
+
+
+def turn(folder: str) -> float:
+    """Seconds of one call of a side that has begun."""
+    return seconds(*SIDES[folder])
+
+
+def loaders_begin_by(method: str) -> None:
+    """What is usual here: a spawned process would spawn its loaders' workers too, which takes seconds for each."""
+    multiprocessing.set_start_method(method, force=True)
+
+
+@contextmanager
+def process() -> Iterator[Callable[..., Any]]:
+    """Runs functions in a process of its own, which stays until the end, and waits for each."""
+    with ProcessPoolExecutor(1, get_context("spawn"), loaders_begin_by, (multiprocessing.get_start_method(),)) as pool:
+        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result()
+
+
+def measure(settings: dict[str, Any], path: str, precisions: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one path: every variant in every precision, and the reference, by turns.
+
+    Each has a process of its own: what the library sets for a whole process, such as how memory is kept, would help
+    the reference too. Only one of them works at any time.
+    """
     several = precisions if path in SEVERAL_PRECISIONS else precisions[:1]
     labels = [(label, how, extra) for label, extra in VARIANTS.get(path, [("", {})]) for how in several]
-    calls = {"reference": case.reference(best)}
-    calls |= {(label, how): case.ours(extra, how) for label, how, extra in labels}
-    flops, times, memory = {}, {}, {}
-    for name, call in calls.items():
-        group = getattr(getattr(getattr(call, "trainer", None), "config", None), "penalty_every", 1)
-        flops[name] = sum(counted(call) for _ in range(group)) / group
-        wanted = math.ceil(least / max(seconds(call, device, group), 1e-9))  # also the warm-up
-        times[name] = math.ceil(max(wanted, 1) / group) * group  # whole cycles of what is not done in every step
-        memory[name] = peak_memory(call, device, group)
-    taken = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            taken[name].append(seconds(call, device, times[name]))
-    shared = {"path": path, "images": case.images, "workers": best if case.loads else None}
-    shared |= {"worker_seconds": tried, "reference_flops": flops["reference"]}
-    shared |= {"predicted_flops": case.predicted, "reference_seconds": taken["reference"]}
-    shared |= {"reference_peak_bytes": memory["reference"], "reference_times": times["reference"]}
-    for label, how, _ in labels:
-        key = (label, how)
+    sides = [None, *((extra, how) for _, how, extra in labels)]  # the reference is the first
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        asks = [stack.enter_context(process()) for _ in sides]
+        folders = [mkdtemp(dir=folder) for _ in sides]
+        told = [ask(begin, own, settings, path, side) for ask, own, side in zip(asks, folders, sides, strict=True)]
+        rounds = [[ask(turn, own) for ask, own in zip(asks, folders, strict=True)] for _ in range(settings["repeats"])]
+    taken = [list(each) for each in zip(*rounds, strict=True)]
+    plain = told[0]
+    shared = {"path": path, "images": plain["images"], "workers": plain["workers"]}
+    shared |= {"worker_seconds": plain["worker_seconds"], "reference_flops": plain["flops"]}
+    shared |= {"predicted_flops": plain["predicted_flops"], "reference_seconds": taken[0]}
+    shared |= {"reference_peak_bytes": plain["peak_bytes"], "reference_times": plain["times"]}
+    for (label, how, _), ours, each in zip(labels, told[1:], taken[1:], strict=True):
         yield shared | {
             "variant": label,
             "precision": how,
-            "arithmetic": chosen_by(calls[key]),
-            "seconds": taken[key],
-            "flops": flops[key],
-            "peak_bytes": memory[key],
-            "times": times[key],
+            "arithmetic": ours["arithmetic"],
+            "seconds": each,
+            "flops": ours["flops"],
+            "peak_bytes": ours["peak_bytes"],
+            "times": ours["times"],
         }
 
 
@@ -176,9 +212,8 @@ def speed(call: Callable[..., Any], *args: torch.Tensor) -> float:
     return flops / least / 1e9
 
 
-@contextmanager
-def prepared(settings: dict[str, Any], **factors: int) -> Iterator[Bench]:
-    """A bench with runs in a folder that vanishes."""
+def bench_in(folder: str, settings: dict[str, Any], **factors: int) -> Bench:
+    """A bench with its runs in this folder."""
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     size, data, side = (settings[name] for name in ("size", "data", "image_size"))
@@ -186,11 +221,17 @@ def prepared(settings: dict[str, Any], **factors: int) -> Iterator[Bench]:
     side = side or (SIZES[size]["side"] if enlarged else None)
     real = ImageTensors.from_dataset(data, "train", image_size=side)
     rows = SIZES[size]["rows"] if enlarged else len(real)
+    return Bench(size, real, rows, settings["batch_size"], folder, factors)
+
+
+@contextmanager
+def prepared(settings: dict[str, Any], **factors: int) -> Iterator[Bench]:
+    """A bench with runs in a folder that vanishes."""
     with TemporaryDirectory() as folder:
-        yield Bench(size, real, rows, settings["batch_size"], folder, factors)
+        yield bench_in(folder, settings, **factors)
 
 
-def point(settings: dict[str, Any], path: str, **factors: int) -> dict[str, float]:
+def point(settings: dict[str, Any], path: str, **factors: int) -> dict[str, Any]:
     """What a call of ours takes, to be asked in a fresh process: its peak memory is all this process ever held."""
     with prepared(settings, **factors) as bench:
         case = getattr(bench, path)()
@@ -213,10 +254,10 @@ def highest_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def fresh(settings: dict[str, Any], path: str, **factors: int) -> dict[str, float]:
+def fresh(settings: dict[str, Any], path: str, **factors: int) -> dict[str, Any]:
     """A point in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(point, settings, path, **factors).result()
+    with process() as ask:
+        return ask(point, settings, path, **factors)
 
 
 def growth(settings: dict[str, Any], paths: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -232,9 +273,8 @@ def growth(settings: dict[str, Any], paths: Sequence[str]) -> Iterator[dict[str,
 
 def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
     """Everything that a number depends on; of places on this machine only their names."""
-    on_gpu, here = torch.cuda.is_available(), Path(__file__).parent
+    on_gpu = torch.cuda.is_available()
     cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
     words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
     packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy", "pillow")
     return {
@@ -244,11 +284,25 @@ def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "tf32": {"convolution": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "peak": {},
         "paths": [],
         "growth": [],
     }
+
+
+def commit() -> str | None:
+    """Of this script, marked where tracked files have changed since; none without git or outside a repository."""
+
+    def git(*words: str) -> str:
+        told = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        return told.stdout.strip()
+
+    try:
+        found, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except FileNotFoundError:  # no git
+        return None
+    return f"{found}-dirty" if found and changed else found or None
 
 
 def words_of(data: str) -> str:
@@ -266,7 +320,8 @@ def tables(found: dict[str, Any]) -> str:
     ]
     told = f"{found['device']}, {settings['threads']} threads; size {settings['size']}, data {settings['data']}; "
     told += f"{settings['repeats']} repeats; torch {versions['torch']}, hf_gdd {versions['hf_gdd']}"
-    commit = f" ({found['commit'][:7]})" if found["commit"] else ""
+    name, dash, changed = (found["commit"] or "").partition("-")
+    commit = f" ({name[:7]}{dash}{changed})" if name else ""
     peak = f" Peak by measurement: {'; '.join(peaks)}." if peaks else ""
     return "\n\n".join([*parts, f"{told}{commit}.{peak} `{found['command']}`"])
 
@@ -361,8 +416,7 @@ def main(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found["peak"] = {how: peak_speed(device, how) for how in precisions}
         for path in chosen:
-            with prepared(settings) as bench:
-                found["paths"] += measure(bench, path, precisions, repeats, least)
+            found["paths"] += measure(settings, path, precisions)
             out.write_text(json.dumps(found, indent=1) + "\n")  # what is measured stays if the rest is stopped
     print(tables(found))
 

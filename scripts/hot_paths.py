@@ -124,6 +124,11 @@ class Steps:
             trainer.begin(trainer.stages[trainer.at.stage])
         self.trainer, self.stage, self.bar = trainer, trainer.stages[trainer.at.stage], tqdm(disable=True)
 
+    @property
+    def cycle(self) -> int:
+        """Steps until all that is not done in every one was done once."""
+        return getattr(self.trainer.config, "penalty_every", 1)
+
     def __call__(self) -> None:
         """One step, with what `fit` logs."""
         self.trainer._advance(self.stage, self.bar)

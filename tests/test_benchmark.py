@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SETTINGS = {"size": "tiny", "data": "digits", "image_size": None, "batch_size": None, "repeats": 1, "threads": 1}
-COUNTED = ("gan", "match", "diffusion", "prediction", "materialise", "stream", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +111,17 @@ def test_the_plain_image_step_is_ours(bench):
     assert float((plain.images.detach() - before - moved).norm()) <= 1e-4 * float(moved.norm())
 
 
+@contextmanager
+def here():
+    """Instead of a process, which takes seconds to begin."""
+    yield lambda function, *args, **kwargs: function(*args, **kwargs)
+
+
 def test_everything_is_measured_and_written_down(scripts, tmp_path, monkeypatch, capsys):
     benchmark, paths = scripts
     out = tmp_path / "benchmark.json"
+    monkeypatch.setattr(benchmark, "process", here)
+    monkeypatch.setattr(benchmark, "SIDES", {})  # what was measured goes with the test
     monkeypatch.setattr(benchmark, "peak_speed", lambda device, precision: {"matrix product": 100.0})
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--size", "tiny", "--out", str(out)])
     benchmark.main(size="tiny", repeats=2, least=0.0, threads=1, out=out)
@@ -121,7 +129,7 @@ def test_everything_is_measured_and_written_down(scripts, tmp_path, monkeypatch,
     text = out.read_text()
     assert str(tmp_path) not in text
     found = json.loads(text)
-    assert {row["path"] for row in found["paths"]} == set(paths.PATHS) == set(COUNTED)
+    assert {row["path"] for row in found["paths"]} == set(paths.PATHS)
     for row in found["paths"]:
         assert len(row["seconds"]) == len(row["reference_seconds"]) == 2
         numbers = [*row["seconds"], *row["reference_seconds"], row["flops"], row["reference_flops"], row["images"]]
@@ -138,7 +146,7 @@ def test_everything_is_measured_and_written_down(scripts, tmp_path, monkeypatch,
 def test_growth_is_beside_what_was_predicted(scripts, tmp_path, monkeypatch, capsys):
     benchmark, _ = scripts
     monkeypatch.setattr(benchmark, "GROWTH", [("rows", "gan", 4), ("batch", "gan", 2)])
-    monkeypatch.setattr(benchmark, "fresh", benchmark.point)  # a process takes seconds to begin
+    monkeypatch.setattr(benchmark, "process", here)
     benchmark.main(paths="gan", size="tiny", repeats=1, threads=1, growing=True, out=tmp_path / "growth.json")
     rows, batch = json.loads((tmp_path / "growth.json").read_text())["growth"]
     assert rows["grown"]["rest_bytes"] - rows["base"]["rest_bytes"] == 1500 * 64
