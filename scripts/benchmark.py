@@ -14,6 +14,7 @@ passes for each that is trained, the gradient penalty six. In `materialise` the 
 the ratio is its share of our time.
 """
 
+import ctypes
 import json
 import math
 import multiprocessing
@@ -40,6 +41,7 @@ from hot_paths import PATHS, SIZES, Bench, counted
 from torch import nn
 
 from hf_gdd import ImageTensors
+from hf_gdd.arithmetic import keep_freed_memory
 
 WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
 NAMES = {"no": "fp32", "bf16": "bf16"}
@@ -109,6 +111,8 @@ def begin(folder: str, settings: dict[str, Any], path: str, ours: tuple[dict[str
         tried = {count: worker_seconds(case.reference, count, device) for count in workers()}
     best = min(tried, key=tried.get, default=0)
     call = case.reference(best) if ours is None else case.ours(*ours)
+    if ours is None:
+        memory_as_usual()
     group = getattr(call, "cycle", 1)
     flops = sum(counted(call) for _ in range(group)) / group
     wanted = math.ceil(settings["least"] / max(seconds(call, device, group), 1e-9))  # also the warm-up
@@ -117,6 +121,13 @@ def begin(folder: str, settings: dict[str, Any], path: str, ours: tuple[dict[str
     told |= {"images": case.images, "predicted_flops": case.predicted, "arithmetic": chosen_by(call)}
     SIDES[folder] = call, device, times
     return told | {"workers": best if case.loads else None, "worker_seconds": tried}
+
+
+def memory_as_usual() -> None:
+    """Undo `keep_freed_memory`, which building a trainer has called: to what glibc adjusts itself to at most."""
+    if keep_freed_memory():
+        for option, most in ((-3, 2**25), (-1, 2**26)):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(option, most)
 
 
 def turn(folder: str) -> float:
