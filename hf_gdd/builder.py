@@ -12,8 +12,10 @@ import multiprocess
 import pyarrow as pa
 import torch
 from datasets.builder import Key
+from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
+from hf_gdd.faults import disk_full
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator, check_ipc, has_soft_labels
 from hf_gdd.images import features
@@ -137,10 +139,18 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
         self.kept = several and not datasets.utils.file_utils.is_remote_url(self.cache_dir)
         complete = Path(self.cache_dir) / datasets.config.DATASET_INFO_FILENAME
         if processes > 1 and self.kept and output_dir is None and not complete.is_file():
-            with tqdm(desc="images of this process", unit="img", delay=2, disable=rank > 0) as bar:
+            with tqdm(
+                desc="images of this process", unit="img", delay=2, **({} if rank == 0 else {"disable": True})
+            ) as bar:
                 for count in self.making.share(complete.is_file):
                     bar.update(count)
-        super().download_and_prepare(output_dir, *args, num_proc=num_proc, **kwargs)
+        try:
+            super().download_and_prepare(output_dir, *args, num_proc=num_proc, **kwargs)
+        except DatasetGenerationError as error:
+            if not disk_full(error.__cause__):
+                raise
+            told = f"{error.__cause__.strerror}: the set is made in {self.cache_dir}; free some space, and the same"
+            raise OSError(error.__cause__.errno, f"{told} call goes on, or choose another cache (HF_HOME)") from error
         shutil.rmtree(self._parts_folder, ignore_errors=True)
 
     def _info(self) -> datasets.DatasetInfo:

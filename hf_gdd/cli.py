@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
+from datasets import Dataset
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from hf_gdd.builder import load_distilled_dataset
@@ -149,7 +151,7 @@ class Materialize:
                 continue
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            data.to_parquet(folder / "train.parquet")
+            _write_parquet(data, folder / "train.parquet")
             print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
         if self.push_to_hub and launched()[0] == 0:
             shared = {"seed": self.seed, "sampling": sampling, "num_proc": self.num_proc}
@@ -311,6 +313,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _write_parquet(data: Dataset, path: Path) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        data.to_parquet(part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        told = f"{path} cannot be written ({error.strerror}): the images are kept in the cache; give the command again"
+        raise OSError(error.errno, told) from error
 
 
 def _loaded(source: str, revision: str | None = None, classes: Sequence[str] = ()) -> Generator:

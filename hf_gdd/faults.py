@@ -1,12 +1,14 @@
 """What ends a run from outside, told apart by what torch and the system say of it, and told with a remedy."""
 
 import errno
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 _NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # Gloo and TCP stores raise bare RuntimeErrors, known by the file or the function they name.
@@ -31,7 +33,10 @@ def exchange_failed(error: BaseException) -> bool:
 
 def disk_full(error: BaseException) -> bool:
     """Whether a file could not be written for want of space."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -53,7 +58,7 @@ def faults_told(
     """
     try:
         yield
-    except (RuntimeError, OSError, MemoryError) as error:
+    except (RuntimeError, OSError, MemoryError, SafetensorError) as error:
         again = f"run the same command again: it goes on from {newest() or 'the beginning'}"
         if out_of_memory(error):
             remedy = "Give it more, or a smaller model."

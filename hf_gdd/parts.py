@@ -72,7 +72,9 @@ class PartFiles:
             if not disk_full(error):
                 raise
             told = f"{error.strerror}: {self.folder} holds the set a second time until it is complete; free some space"
-            raise OSError(error.errno, f"{told}, and the same call goes on, or pass another cache_dir") from error
+            raise OSError(
+                error.errno, f"{told}, and the same call goes on, or choose another cache (HF_HOME)"
+            ) from error
 
     def claim(self, rows: range, wait: bool = False) -> FileLock | None:
         """The right to make the part until it is released or this process ends; None if another process has it."""

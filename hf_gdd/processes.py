@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hf_gdd.losses import at_least_float32
+
+_ASK_EVERY = 5  # seconds
 
 
 def launched() -> tuple[int, int]:
@@ -46,6 +49,7 @@ class Processes:
         self.accelerator = accelerator
         self.count, self.main = accelerator.num_processes, accelerator.is_main_process
         self.index = accelerator.process_index
+        self._steps, self._enough, self._asked = 0, 1, time.perf_counter()  # steps since the others were asked
 
     def part(self, whole: Tensor) -> Tensor:
         """The rows of this process."""
@@ -78,21 +82,26 @@ class Processes:
         """The items of all processes, in the order of processes; tensors must be in host memory."""
         return mine if self.count == 1 else gather_object(mine)
 
-    def agreed_stop(self, received: list[int], ask: bool) -> int | None:
-        """The signal that all stop for, so that none waits for one that left.
+    def agreed_stop(self, received: list[int], ask: bool = False) -> int | None:
+        """The signal that all stop for, so that none waits for one that left; to be asked after every step.
+
+        The others are asked every few seconds, and each time waited for: a launcher kills what does not end soon.
 
         Args:
             received: by this process so far.
-            ask: the others; true in the same steps everywhere, and seldom, since each waits for all.
+            ask: them in any case; to be true in the same steps everywhere.
 
         """
         if self.count == 1:
             return received[0] if received else None
-        if received:
-            self.accelerator.set_trigger()
-        if ask and self.accelerator.check_trigger():
-            return received[0] if received else signal.SIGTERM
-        return None
+        self._steps += 1
+        if not ask and self._steps < self._enough:
+            return None
+        now = time.perf_counter()
+        told = torch.tensor([float(bool(received)), (now - self._asked) / self._steps], device=self.accelerator.device)
+        stopping, pace = self.mean(told).tolist()
+        self._steps, self._asked, self._enough = 0, now, max(1, int(_ASK_EVERY / max(pace, 1e-9)))
+        return (received[0] if received else signal.SIGTERM) if stopping else None
 
     def wait(self) -> None:
         """Until all are here."""

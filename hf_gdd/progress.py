@@ -1,5 +1,6 @@
 """Where a run is, which rows come next, and whether it was asked to stop."""
 
+import os
 import shlex
 import signal
 import sys
@@ -23,6 +24,8 @@ class Interrupted(KeyboardInterrupt):
         script = Path(sys.argv[0]).name
         command = shlex.join([script, *sys.argv[1:]] if script == "hf-gdd" else sys.orig_argv)
         again = "call fit() again" if "ipykernel" in sys.modules else f"run the same command again: {command}"
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            again += " (under the same launcher)"
         super().__init__(
             f"{signal.Signals(signum).name}: stopped after step {step}, saved in {folder}. To resume, {again}"
         )

@@ -1,6 +1,7 @@
 """The one training loop: stages, progress, metrics, pictures, checkpoints, exact resume, clean stops."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -61,7 +62,10 @@ class Trainer:
     ) -> None:
         self.config = self.configure(preset, config, **overrides)
         # Accelerate's own precision is set once for a whole process, so a second run could not choose another.
-        self.accelerator = Accelerator(log_with=list(self.config.trackers) or None, project_dir=str(output_dir))
+        trackers = list(self.config.trackers) or None
+        self.accelerator = Accelerator(mixed_precision="no", log_with=trackers, project_dir=str(output_dir))
+        if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+            logger.warning("The launcher's mixed precision is not used: it is the setting mixed_precision of the run.")
         self.processes, self.device = Processes(self.accelerator), self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -221,6 +225,9 @@ class Trainer:
         self.arithmetic = Arithmetic(self.config.mixed_precision, self.channels, self.device)
         if begun := state or self.taken_over():
             self.arithmetic.load_state_dict(begun["arithmetic"])
+            asked, begun_in = self.config.mixed_precision, self.arithmetic.precision
+            if asked not in ("auto", begun_in):
+                raise ValueError(f"mixed_precision is {asked!r}, but was {begun_in!r} so far: pass that, or 'auto'.")
         else:
             self.arithmetic.choose(self.processes.mean)
         self.config = self.config.changed(mixed_precision=self.arithmetic.precision)  # as a generator records it

@@ -203,6 +203,10 @@ def test_a_run_goes_on_from_another_in_what_that_was_in(tmp_path, monkeypatch):
     trainer.fit()
     assert asked == []
     assert trainer.arithmetic.state_dict() == {"precision": "no", "channels_last": True}
+    with pytest.raises(ValueError, match="mixed_precision is 'bf16', but was 'no' so far"):
+        make(
+            tmp_path / "third", start_from=str(tmp_path / "first"), width=FEWEST_CHANNELS, mixed_precision="bf16"
+        ).fit()
 
 
 def test_a_lazy_penalty_is_of_wgan_gp_alone(tmp_path):

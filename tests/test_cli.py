@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 
 import datasets
@@ -116,6 +117,30 @@ def test_materialize_makes_data_sets_that_load(run, tmp_path, capsys):
         assert sets[ipc]["label"][:] == [label for label in range(10) for _ in range(ipc)]
     assert sets[1][7]["image"].size == (8, 8)
     assert sets[1][7]["image"].tobytes() == sets[2][14]["image"].tobytes() != sets[2][15]["image"].tobytes()
+
+
+@contextmanager
+def files_up_to(size):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_no_half_set_and_the_command_goes_on(run, tmp_path, capsys):
+    command = ["materialize", str(run / "generator"), "--ipc", "40", "--output-dir", "sets"]
+    with files_up_to(10_000):
+        refused(capsys, command, "File too large", "free some space")
+    assert main(command) == 0
+    made = tmp_path / "sets" / "ipc40-seed0" / "train.parquet"
+    content = made.read_bytes()
+    with files_up_to(10_000):
+        refused(capsys, command, "ipc40-seed0/train.parquet cannot be written", "give the command again")
+    assert made.read_bytes() == content
+    assert [path.name for path in made.parent.iterdir()] == ["train.parquet"]
 
 
 def test_one_process_of_a_launcher_writes_what_all_have_made(run, tmp_path, capsys, monkeypatch):

@@ -261,8 +261,8 @@ def test_a_bad_loss_in_one_process_stops_all(pair, tmp_path):
     on_two(pair, spoilt, tmp_path / "run")
 
 
-def stopped(folder):
-    run = trainer(folder)
+def stopped(folder, log_every, seconds, step_reached):
+    run = trainer(folder, log_every=log_every)
     step = run.step
 
     def stop(indices):
@@ -271,13 +271,16 @@ def stopped(folder):
         return step(indices)
 
     run.step = stop
-    with pytest.raises(Interrupted, match="after step 6"):
-        run.fit()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_gdd.processes._ASK_EVERY", seconds)
+        with pytest.raises(Interrupted, match=f"after step {step_reached}"):
+            run.fit()
 
 
-def test_a_signal_to_one_process_stops_all(pair, tmp_path):
-    on_two(pair, stopped, tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoints" / "step-000000006.pt").exists()
+@pytest.mark.parametrize(("log_every", "seconds", "step"), [(2, 1000, 6), (1000, 0, 5)])
+def test_a_signal_to_one_process_stops_all(pair, tmp_path, log_every, seconds, step):
+    on_two(pair, stopped, tmp_path / "run", log_every, seconds, step)
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:09d}.pt").exists()
 
 
 def one_is_killed(folder, at):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 
 from hf_gdd import AutoGenerator, Stage, evaluate
@@ -272,6 +273,8 @@ def test_a_file_that_the_disk_refuses_leaves_the_one_before(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert disk_full(fault.value)
+    assert disk_full(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not disk_full(SafetensorError("Error while deserializing header: header too large"))
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
     assert load_state(tmp_path / "state.pt")["a"].sum() == 10
 

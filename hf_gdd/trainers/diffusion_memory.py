@@ -32,7 +32,7 @@ from hf_gdd.training import Trainer
 VAE, DIT, TUNE = "vae", "dit", "tune"
 # What shapes the first stages: a run may start from another's only if these are equal.
 FIRST_SETTINGS = ("seed", "vae_width", "vae_levels", "latent_channels", "kl_weight", "width", "depth", "heads")
-FIRST_SETTINGS += ("patch_size", "flip", "label_dropout", "ema_decay", "tuning", "mixed_precision")
+FIRST_SETTINGS += ("patch_size", "flip", "label_dropout", "ema_decay", "tuning")
 FIRST_STATE = ("vae", "transformer", "average_dit", "random", "batches")
 FIRST_LENGTH = tuple(f"{stage}_{name}" for stage in (VAE, DIT) for name in ("epochs", "batch_size", "lr"))
 

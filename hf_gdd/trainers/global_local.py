@@ -41,7 +41,6 @@ GAN_SETTINGS = (
     "penalty_every",
     "class_on_fakes",
     "ema_decay",
-    "mixed_precision",
 )
 GAN_STATE = {"generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "random", "batches"}
 GAN_LENGTH = ("gan_epochs", "gan_batch_size", "gan_lr")
