@@ -159,3 +159,9 @@ def test_growth_is_beside_what_was_predicted(scripts, tmp_path, monkeypatch, cap
 def test_a_path_that_is_not_there(scripts, tmp_path):
     with pytest.raises(SystemExit, match="Unknown gam"):
         scripts[0].main(paths="gam", out=tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["benchmark", "growth"])
+def test_readme_shows_what_was_measured(scripts, name):
+    found = json.loads((SCRIPTS / f"{name}.json").read_text())
+    assert scripts[0].tables(found) in (SCRIPTS.parent / "README.md").read_text()
