@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Client
+from kinds import gan
 
-from hf_gdd import GlobalLocalTrainer, ImageTensors, arithmetic
+from hf_gdd import GlobalLocalTrainer, ImageTensors, Recipe, arithmetic, evaluate, judging, training
 from hf_gdd.arithmetic import FEWEST_CHANNELS, LAYOUTS, Arithmetic
+from hf_gdd.generators import saved
 from hf_gdd.generators.gan import Discriminator
 from hf_gdd.losses import gradient_penalty
 
@@ -121,6 +123,28 @@ def test_memory_that_is_kept_is_not_cleared_by_the_system_again(tmp_path):
     finally:
         process.close()
     assert by_default > 10 * 2**22 * 4 / 2**21 > kept  # a fault a page, of 2 MiB at most
+
+
+@pytest.mark.parametrize("room", [training, judging, saved])
+def test_whatever_computes_on_a_cpu_keeps_memory(tmp_path, monkeypatch, room):
+    called = []
+    monkeypatch.setattr(room, "keep_freed_memory", lambda: called.append(room))
+    first = torch.zeros(1, dtype=torch.int64)
+    if room is training:
+        make(tmp_path / "run")
+    elif room is judging:
+        data = ImageTensors.from_dataset("digits").subset(1, 0)
+        evaluate(data, data, networks="convnet1", n=1, recipe=Recipe(max_steps=1), progress=False)
+    else:
+        gan().sample(first, first)
+    assert called
+
+
+def test_the_launchers_precision_is_not_used_in_silence(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = make(tmp_path / "run")
+    assert "launcher's mixed precision is not used" in caplog.text
+    assert trainer.accelerator.mixed_precision == "no"
 
 
 def test_the_critic_is_the_same_function_in_either_layout(float64):
