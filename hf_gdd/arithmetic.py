@@ -1,20 +1,22 @@
-"""What networks are computed in: precision, layout in memory, and memory itself, as is fastest on the machine."""
+"""How networks are computed: precision, layout, weight gradients, and memory itself, as is fastest on the machine."""
 
 import ctypes
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_gdd.convolution import WeightProducts
+
 logger = logging.getLogger("hf_gdd")
 
 PRECISIONS = ("no", "bf16")
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Under so many channels all ways are equally fast, and a choice would only make equal runs round differently.
 FEWEST_CHANNELS, _MOST_TIMED = 64, 256
 _WORTH = 0.95  # of the plain way's time: what another must stay under, for a trial's times are not exact
@@ -51,8 +53,28 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, _MALLOC_MOST) for option in (_MALLOC_MMAP_THRESHOLD, _MALLOC_TRIM_THRESHOLD))
 
 
+class Way(NamedTuple):
+    """One way to compute a network: but for the precision, ways differ in rounding alone."""
+
+    precision: str  # `no` or `bf16`, of forward passes
+    layout: torch.memory_format = torch.contiguous_format  # of weights in memory
+    products: bool = False  # whether weight gradients of convolutions are matrix products
+
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """The context of a forward pass."""
+        products = WeightProducts(FEWEST_CHANNELS) if self.products else nullcontext()
+        with autocast(device, self.precision), products:
+            yield
+
+    def __str__(self) -> str:
+        parts = ["fp32" if self.precision == "no" else self.precision]
+        parts += ["channels last"] if self.layout == torch.channels_last else []
+        return ", ".join(parts + ["weight gradients as matrix products"] * self.products)
+
+
 class Arithmetic:
-    """Precision and layout of a run. They are in its checkpoints, so that one that is resumed goes on in the same.
+    """The way in which a run is computed. It is in its checkpoints, so that one that is resumed goes on in the same.
 
     Args:
         mixed_precision: `no`, `bf16`, or `auto` for the faster of the two.
@@ -60,17 +82,19 @@ class Arithmetic:
         device: where they are computed.
 
     Attributes:
-        precision: `no` or `bf16`, of forward passes.
-        layout: of weights in memory; it changes nothing but rounding.
+        way: the plain one, until another is chosen.
 
     """
 
     def __init__(self, mixed_precision: str, channels: int, device: torch.device) -> None:
         self.channels, self.device = channels, device
         precisions = PRECISIONS if mixed_precision == "auto" else (mixed_precision,)
-        layouts = LAYOUTS if channels >= FEWEST_CHANNELS else LAYOUTS[:1]
-        self._ways = [(precision, layout) for precision in precisions for layout in layouts]
-        self.precision, self.layout = self._ways[0]
+        self._ways = [Way(precision) for precision in precisions]
+        if channels >= FEWEST_CHANNELS:
+            self._ways += [Way(precision, torch.channels_last) for precision in precisions]
+            if device.type == "cpu" and "no" in precisions:
+                self._ways.append(Way("no", torch.channels_last, products=True))
+        self.way = self._ways[0]
 
     def choose(self, agreed: Callable[[Tensor], Tensor]) -> None:
         """Time a convolution in every way that is open, and take the fastest.
@@ -83,17 +107,17 @@ class Arithmetic:
             return
         times = agreed(torch.tensor(self._times(), device=self.device)).tolist()
         best = times.index(min(times))
-        self.precision, self.layout = self._ways[best if times[best] < _WORTH * times[0] else 0]
-        told = ", ".join(f"{self._name(*way)} {1e3 * took:.1f} ms" for way, took in zip(self._ways, times, strict=True))
-        logger.info("Computing in %s; a convolution took: %s.", self._name(self.precision, self.layout), told)
+        self.way = self._ways[best if times[best] < _WORTH * times[0] else 0]
+        told = "; ".join(f"{way} {1e3 * took:.1f} ms" for way, took in zip(self._ways, times, strict=True))
+        logger.info("Computing in %s. A convolution took: %s.", self.way, told)
 
-    def autocast(self) -> torch.autocast:
-        """The context of a forward pass, in the run's precision."""
-        return autocast(self.device, self.precision)
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass, in the way of the run."""
+        return self.way.autocast(self.device)
 
     def _times(self) -> list[float]:
         """The least time in each way of a convolution, forward and backward, the ways by turns."""
-        calls = [self._convolution(*way) for way in self._ways]
+        calls = [self._convolution(way) for way in self._ways]
         times = [seconds(call, self.device) for call in calls]  # the first time also finds the algorithm
         times = [seconds(call, self.device) for call in calls]
         for _ in range(_ROUNDS):
@@ -102,26 +126,25 @@ class Arithmetic:
                     times[i] = min(times[i], seconds(call, self.device))
         return times
 
-    def _convolution(self, precision: str, layout: torch.memory_format) -> Callable[[], Any]:
+    def _convolution(self, way: Way) -> Callable[[], Any]:
         channels = min(max(self.channels, FEWEST_CHANNELS), _MOST_TIMED)
         shapes = ((_IMAGES, channels, _SIDE, _SIDE), (channels, channels, 3, 3))
-        images, weight = (torch.ones(shape, device=self.device).to(memory_format=layout) for shape in shapes)
+        images, weight = (torch.ones(shape, device=self.device).to(memory_format=way.layout) for shape in shapes)
         given = images.requires_grad_(), weight.requires_grad_()
 
         def call() -> Any:
-            with autocast(self.device, precision):
+            with way.autocast(self.device):
                 made = F.conv2d(*given, padding=1)
             return torch.autograd.grad(made.float().sum(), given)
 
         return call
 
-    def _name(self, precision: str, layout: torch.memory_format) -> str:
-        return ("fp32" if precision == "no" else precision) + (", channels last" if layout == LAYOUTS[1] else "")
-
     def state_dict(self) -> dict[str, Any]:
         """What was chosen."""
-        return {"precision": self.precision, "channels_last": self.layout == LAYOUTS[1]}
+        precision, layout, products = self.way
+        return {"precision": precision, "channels_last": layout == torch.channels_last, "products": products}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on in what was chosen."""
-        self.precision, self.layout = state["precision"], LAYOUTS[state["channels_last"]]
+        layout = torch.channels_last if state["channels_last"] else torch.contiguous_format
+        self.way = Way(state["precision"], layout, state["products"])

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_gdd.convolution import of_images_alone
+
 ADVERSARIAL = ("wgan-gp", "minimax")
 
 
@@ -48,7 +50,9 @@ def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tens
     """
     mix = mix.view(-1, 1, 1, 1)
     between = (mix * real + (1 - mix) * fake).detach().requires_grad_()
-    (slope,) = torch.autograd.grad(score(between).sum(), between, create_graph=True)
+    total = score(between).sum()
+    with of_images_alone():
+        (slope,) = torch.autograd.grad(total, between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 

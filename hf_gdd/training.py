@@ -225,12 +225,12 @@ class Trainer:
         self.arithmetic = Arithmetic(self.config.mixed_precision, self.channels, self.device)
         if begun := state or self.taken_over():
             self.arithmetic.load_state_dict(begun["arithmetic"])
-            asked, begun_in = self.config.mixed_precision, self.arithmetic.precision
+            asked, begun_in = self.config.mixed_precision, self.arithmetic.way.precision
             if asked not in ("auto", begun_in):
                 raise ValueError(f"mixed_precision is {asked!r}, but was {begun_in!r} so far: pass that, or 'auto'.")
         else:
             self.arithmetic.choose(self.processes.mean)
-        self.config = self.config.changed(mixed_precision=self.arithmetic.precision)  # as a generator records it
+        self.config = self.config.changed(mixed_precision=self.arithmetic.way.precision)  # as a generator records it
         self.random, self.at = Random(self.config.seed, self.device), Place()
         self.batches = Batches(len(self.data), self.random)
         kept = {"arithmetic": self.arithmetic, "random": self.random, "batches": self.batches, "at": self.at}
@@ -364,8 +364,8 @@ class Trainer:
             "config": self.config.identity(),
         }
 
-    def autocast(self) -> torch.autocast:
-        """The context of a forward pass, in the run's precision; losses are taken in float32."""
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass, in the way that was chosen for the run; losses are taken in float32."""
         return self.arithmetic.autocast()
 
     def update(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

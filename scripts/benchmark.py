@@ -45,6 +45,7 @@ from hf_gdd.arithmetic import keep_freed_memory
 
 WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
 NAMES = {"no": "fp32", "bf16": "bf16"}
+CHOSEN = {"channels_last": "channels last", "products": "weight gradients as products"}
 # Settings that a path is measured with, one row each.
 VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "gan": [("paper", {}), ("fast", {"preset": "fast"})],
@@ -345,8 +346,8 @@ def paths_table(found: dict[str, Any]) -> str:
         ours, plain = statistics.median(row["seconds"]), statistics.median(row["reference_seconds"])
         ratios = [a / b for a, b in zip(row["reference_seconds"], row["seconds"], strict=True)]
         speed = row["flops"] / ours / 1e9
-        layout = "channels last" if row["arithmetic"].get("channels_last") else ""
-        cells = [row["path"], " ".join(filter(None, (row["variant"], NAMES[row["precision"]], layout)))]
+        chosen = [told for name, told in CHOSEN.items() if row["arithmetic"].get(name)]
+        cells = [row["path"], ", ".join([f"{row['variant']} {NAMES[row['precision']]}".strip(), *chosen])]
         cells += [f"{row['images']:,}", f"{plain:.3g}", f"{ours:.3g}"]
         cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
         cells += [f"{row['images'] / x:,.0f}" for x in (plain, ours)]

@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from conftest import Client
 from kinds import gan
 
-from hf_gdd import GlobalLocalTrainer, ImageTensors, Recipe, arithmetic, evaluate, judging, training
-from hf_gdd.arithmetic import FEWEST_CHANNELS, LAYOUTS, Arithmetic
+from hf_gdd import GlobalLocalTrainer, ImageTensors, Recipe, arithmetic, convolution, evaluate, judging, training
+from hf_gdd.arithmetic import FEWEST_CHANNELS, Arithmetic, Way
 from hf_gdd.generators import saved
 from hf_gdd.generators.gan import Discriminator
 from hf_gdd.losses import gradient_penalty
 
 CPU = torch.device("cpu")
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+PLAIN, LAST, PRODUCTS = Way("no"), Way("no", torch.channels_last), Way("no", torch.channels_last, products=True)
+BF16, BF16_LAST = Way("bf16"), Way("bf16", torch.channels_last)
 
 
 def timed(monkeypatch, seconds):
@@ -24,7 +27,7 @@ def timed(monkeypatch, seconds):
     asked = []
 
     def of(self):
-        asked.extend((precision, layout == torch.channels_last) for precision, layout in self._ways)
+        asked.extend(self._ways)
         return [seconds[way] for way in asked]
 
     monkeypatch.setattr(Arithmetic, "_times", of)
@@ -44,19 +47,20 @@ def make(folder, **settings):
     return GlobalLocalTrainer(data, output_dir=folder, **small | settings)
 
 
-SECONDS = {("no", False): 4.0, ("no", True): 3.0, ("bf16", False): 2.0, ("bf16", True): 1.0}
+SECONDS = {PLAIN: 4.0, LAST: 3.0, PRODUCTS: 2.5, BF16: 2.0, BF16_LAST: 1.0}
 
 
 @pytest.mark.parametrize(
     ("asked", "channels", "seconds", "chosen"),
     [
-        ("no", FEWEST_CHANNELS, {}, ("no", True)),
-        ("no", FEWEST_CHANNELS, {("no", True): 5.0}, ("no", False)),
-        ("no", FEWEST_CHANNELS, {("no", True): 3.9}, ("no", False)),  # within the noise of a trial
-        ("bf16", FEWEST_CHANNELS, {("bf16", True): 9.0}, ("bf16", False)),
-        ("auto", FEWEST_CHANNELS, {}, ("bf16", True)),
-        ("auto", FEWEST_CHANNELS, {("bf16", False): 9.0, ("bf16", True): 9.0}, ("no", True)),
-        ("auto", 0, {}, ("bf16", False)),
+        ("no", FEWEST_CHANNELS, {}, PRODUCTS),
+        ("no", FEWEST_CHANNELS, {PRODUCTS: 5.0}, LAST),
+        ("no", FEWEST_CHANNELS, {LAST: 5.0, PRODUCTS: 5.0}, PLAIN),
+        ("no", FEWEST_CHANNELS, {LAST: 3.9, PRODUCTS: 3.9}, PLAIN),  # within the noise of a trial
+        ("bf16", FEWEST_CHANNELS, {BF16_LAST: 9.0}, BF16),
+        ("auto", FEWEST_CHANNELS, {}, BF16_LAST),
+        ("auto", FEWEST_CHANNELS, {BF16: 9.0, BF16_LAST: 9.0}, PRODUCTS),
+        ("auto", 0, {}, BF16),
     ],
 )
 def test_the_fastest_way_is_taken(monkeypatch, caplog, asked, channels, seconds, chosen):
@@ -64,8 +68,28 @@ def test_the_fastest_way_is_taken(monkeypatch, caplog, asked, channels, seconds,
     made = Arithmetic(asked, channels, CPU)
     with caplog.at_level(logging.INFO, logger="hf_gdd"):
         made.choose(lambda seconds: seconds)
-    assert (made.precision, made.layout == torch.channels_last) == chosen
-    assert "Computing in " + ("bf16" if chosen[0] == "bf16" else "fp32") in caplog.text
+    assert made.way == chosen
+    assert f"Computing in {chosen}. A convolution took: " in caplog.text
+
+
+def test_ways_are_told_in_words():
+    assert str(PLAIN) == "fp32"
+    assert str(BF16_LAST) == "bf16, channels last"
+    assert str(PRODUCTS) == "fp32, channels last, weight gradients as matrix products"
+
+
+def test_matrix_products_are_a_way_of_cpus_in_float32():
+    assert [way.products for way in Arithmetic("auto", FEWEST_CHANNELS, torch.device("cuda"))._ways].count(True) == 0
+    assert [way.products for way in Arithmetic("bf16", FEWEST_CHANNELS, CPU)._ways].count(True) == 0
+
+
+@pytest.mark.parametrize("way", [LAST, PRODUCTS])
+def test_a_run_computes_in_the_way_that_was_chosen(tmp_path, monkeypatch, way):
+    taken, plain = [], convolution._Shape._weights
+    monkeypatch.setattr(convolution._Shape, "_weights", lambda *args: taken.append(1) or plain(*args))
+    monkeypatch.setattr(Arithmetic, "choose", lambda self, agreed: setattr(self, "way", way))
+    make(tmp_path / "run", width=FEWEST_CHANNELS, method="cgan", max_steps=1).fit()
+    assert bool(taken) == way.products
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -74,14 +98,14 @@ def test_small_networks_are_not_timed(monkeypatch, precision):
     made = Arithmetic(precision, FEWEST_CHANNELS - 1, CPU)
     made.choose(lambda seconds: seconds)
     assert asked == []
-    assert (made.precision, made.layout) == (precision, torch.contiguous_format)
+    assert made.way == Way(precision)
 
 
 def test_processes_choose_by_the_mean_of_their_times(monkeypatch):
     timed(monkeypatch, SECONDS)
     made = Arithmetic("no", FEWEST_CHANNELS, CPU)
-    made.choose(lambda seconds: (seconds + torch.tensor([0.0, 3.0])) / 2)  # the other found this one slower
-    assert made.layout == torch.contiguous_format
+    made.choose(lambda seconds: (seconds + torch.tensor([0.0, 3.0, 4.0])) / 2)  # the other found these slower
+    assert made.way == PLAIN
 
 
 def test_every_way_is_timed_and_hopeless_ones_seldom(monkeypatch):
@@ -89,13 +113,13 @@ def test_every_way_is_timed_and_hopeless_ones_seldom(monkeypatch):
 
     def seconds(call, device):
         calls.append(call())
-        return {"fp32": 1.0, "fp32, channels last": 1.5, "bf16": 9.0, "bf16, channels last": 9.0}[calls[-1]]
+        return {PLAIN: 1.0, BF16: 9.0, LAST: 1.5, BF16_LAST: 9.0, PRODUCTS: 1.6}[calls[-1]]
 
     monkeypatch.setattr(arithmetic, "seconds", seconds)
-    monkeypatch.setattr(Arithmetic, "_convolution", lambda self, *way: lambda: self._name(*way))
-    assert Arithmetic("auto", FEWEST_CHANNELS, CPU)._times() == [1.0, 1.5, 9.0, 9.0]
-    assert calls.count("fp32, channels last") == calls.count("fp32") > 5
-    assert calls.count("bf16") == 2
+    monkeypatch.setattr(Arithmetic, "_convolution", lambda self, way: lambda: way)
+    assert Arithmetic("auto", FEWEST_CHANNELS, CPU)._times() == [1.0, 9.0, 1.5, 9.0, 1.6]
+    assert calls.count(LAST) == calls.count(PLAIN) == calls.count(PRODUCTS) > 5
+    assert calls.count(BF16) == 2
 
 
 def test_real_times_are_positive():
@@ -175,7 +199,8 @@ def test_layer_norms_copy_no_image_into_another_layout():
 def test_a_training_is_the_same_in_either_layout(tmp_path, monkeypatch, float64):
     found = []
     for layout in LAYOUTS:
-        monkeypatch.setattr(Arithmetic, "choose", lambda self, agreed, layout=layout: setattr(self, "layout", layout))
+        way = Way("no", layout)
+        monkeypatch.setattr(Arithmetic, "choose", lambda self, agreed, way=way: setattr(self, "way", way))
         trainer = make(tmp_path / str(layout))
         generator = trainer.fit()
         assert trainer.discriminator.features[3].weight.is_contiguous() == (layout == torch.contiguous_format)
@@ -205,10 +230,10 @@ def test_bf16_is_near_float32(tmp_path):
 
 def test_a_resumed_run_goes_on_in_what_it_began_in(tmp_path, monkeypatch):
     settings = {"width": FEWEST_CHANNELS, "mixed_precision": "auto", "checkpoint_every": 1, "method": "cgan"}
-    timed(monkeypatch, SECONDS | {("bf16", True): 9.0, ("bf16", False): 9.0})
+    timed(monkeypatch, SECONDS | {BF16: 9.0, BF16_LAST: 9.0})
     trainer = make(tmp_path / "run", **settings)
     generator = trainer.fit()
-    assert trainer.arithmetic.state_dict() == {"precision": "no", "channels_last": True}
+    assert trainer.arithmetic.state_dict() == {"precision": "no", "channels_last": True, "products": True}
     assert generator.config.training["mixed_precision"] == "no"
     asked = timed(monkeypatch, SECONDS)
     again = make(tmp_path / "run", **settings)
@@ -220,13 +245,13 @@ def test_a_resumed_run_goes_on_in_what_it_began_in(tmp_path, monkeypatch):
 
 def test_a_run_goes_on_from_another_in_what_that_was_in(tmp_path, monkeypatch):
     settings = {"width": FEWEST_CHANNELS, "mixed_precision": "auto"}
-    timed(monkeypatch, SECONDS | {("bf16", True): 9.0, ("bf16", False): 9.0})
+    timed(monkeypatch, SECONDS | {BF16: 9.0, BF16_LAST: 9.0})
     make(tmp_path / "first", method="cgan", **settings).fit()
     asked = timed(monkeypatch, SECONDS)
     trainer = make(tmp_path / "second", start_from=str(tmp_path / "first"), **settings)
     trainer.fit()
     assert asked == []
-    assert trainer.arithmetic.state_dict() == {"precision": "no", "channels_last": True}
+    assert trainer.arithmetic.state_dict() == {"precision": "no", "channels_last": True, "products": True}
     with pytest.raises(ValueError, match="mixed_precision is 'bf16', but was 'no' so far"):
         make(
             tmp_path / "third", start_from=str(tmp_path / "first"), width=FEWEST_CHANNELS, mixed_precision="bf16"

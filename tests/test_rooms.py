@@ -13,13 +13,13 @@ import hf_gdd
 PACKAGE = Path(hf_gdd.__file__).parent
 SCRIPTS = PACKAGE.parent / "scripts"
 ROOMS = """
-    rng arithmetic augment imagenet networks losses memory metrics report pictures card pixels reading images
-    normalising classifiers cohort pool hub upload generators.base generators.saved generators.model generators.gan
-    generators.dit generators.pipeline generators.diffusion generators.bank generators.auto matching faults runs
-    logs progress settings processes teachers training trainers.global_local_config trainers.global_local
-    trainers.autoencoder trainers.diffusion_memory_config trainers.diffusion_memory trainers.groups
-    trainers.prediction_matching_config trainers.prediction_matching stream parts builder publishing judging quality
-    evaluation cli
+    rng convolution arithmetic augment imagenet networks losses memory metrics report pictures card pixels reading
+    images normalising classifiers cohort pool hub upload generators.base generators.saved generators.model
+    generators.gan generators.dit generators.pipeline generators.diffusion generators.bank generators.auto matching
+    faults runs logs progress settings processes teachers training trainers.global_local_config
+    trainers.global_local trainers.autoencoder trainers.diffusion_memory_config trainers.diffusion_memory
+    trainers.groups trainers.prediction_matching_config trainers.prediction_matching stream parts builder publishing
+    judging quality evaluation cli
 """
 ORDER = ["hf_gdd", *(f"hf_gdd.{room}" for room in ROOMS.split())]
 LEVEL = {name: level for level, name in enumerate(ORDER)}

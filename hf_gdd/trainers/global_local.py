@@ -79,7 +79,7 @@ class GlobalLocalTrainer(Trainer):
             self.generator = self._generator().to(device).train()
             self.discriminator = Discriminator(self.data.num_classes, self.data.shape, config.width).to(device)
         for network in (self.generator, self.discriminator):
-            network.to(memory_format=self.arithmetic.layout)
+            network.to(memory_format=self.arithmetic.way.layout)
         self.optimizer_g, self.optimizer_d = self.accelerator.prepare(
             *(
                 torch.optim.Adam(network.parameters(), lr=config.gan_lr, betas=(0.0, 0.9))
