@@ -1,6 +1,7 @@
 """Back from a generator to training data: a cached `datasets` data set of any size, or an endless stream."""
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -247,3 +248,20 @@ def load_distilled_dataset(
     )
     builder.download_and_prepare(num_proc=num_proc)
     return builder.as_dataset(split=split)
+
+
+def write_parquet(data: datasets.Dataset, path: Path) -> None:
+    """Write a set whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; it is in the cache all the same.
+
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        data.to_parquet(part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        told = f"{path} cannot be written ({error.strerror}): the images are kept in the cache; give the command again"
+        raise OSError(error.errno, told) from error

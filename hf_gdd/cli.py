@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
-from datasets import Dataset
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
-from hf_gdd.builder import load_distilled_dataset
+from hf_gdd.builder import load_distilled_dataset, write_parquet
 from hf_gdd.evaluation import as_images, evaluate
 from hf_gdd.faults import RunFault
 from hf_gdd.generators.auto import AutoGenerator
@@ -91,6 +89,8 @@ class Distill(Generic[Settings]):
         folder = Path(self.output_dir or Path("runs") / name)
         trainer = trainer_of(type(self.settings))(self.dataset, config=self.settings, output_dir=folder)
         trainer.fit()
+        if not trainer.processes.main:
+            return
         speed = ", ".join(f"{stage} {rate:,.0f} images/s" for stage, rate in trainer.log.rates().items())
         print(f"Trained in {trainer.at.seconds:,.0f} s on {trainer.device} ({speed}).")
         print(f"Generator: {folder / 'generator'}. Pictures: {folder / 'samples'}, {folder / 'losses.png'}.")
@@ -151,7 +151,7 @@ class Materialize:
                 continue
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            _write_parquet(data, folder / "train.parquet")
+            write_parquet(data, folder / "train.parquet")
             print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
         if self.push_to_hub and launched()[0] == 0:
             shared = {"seed": self.seed, "sampling": sampling, "num_proc": self.num_proc}
@@ -313,18 +313,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _write_parquet(data: Dataset, path: Path) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        data.to_parquet(part)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        told = f"{path} cannot be written ({error.strerror}): the images are kept in the cache; give the command again"
-        raise OSError(error.errno, told) from error
 
 
 def _loaded(source: str, revision: str | None = None, classes: Sequence[str] = ()) -> Generator:

@@ -1,8 +1,8 @@
 """Convolutions whose weight gradient is a matrix product: on some CPUs faster than the kernel that torch has for it.
 
-With y = x * w, each of the three, given the other two, is a gradient of <x * w, y>: y gives the convolution, x the
-transposed one, w the weight gradient, and the gradients of these are the same three again. So one function with one
-rule serves every order of differentiation, as a gradient penalty asks for.
+The inner product <x * w, y> of a convolution of x by w with any y has three gradients: by y the convolution itself, by
+x the transposed one, by w the weight gradient. Each takes two of x, w and y, and its own gradients are the other two
+again. So one function with one rule serves every order of differentiation, as a gradient penalty asks for.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _asked = {"weights": True}
 
 @contextmanager
 def of_images_alone() -> Iterator[None]:
-    """Within, gradients of these convolutions leave out those of their weights, which torch alone would compute.
+    """Within, no weight gradient of these convolutions is computed: for gradients that are asked by images alone.
 
     `torch.autograd.grad` does not tell a function written in Python which of its gradients are wanted.
     """

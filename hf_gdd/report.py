@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -203,20 +203,23 @@ class Report:
 
         """
         try:
-            content = json.loads(Path(path).read_text())
-            results = [
-                Result(**r | {"accuracies": tuple(r["accuracies"]), "seeds": tuple(r["seeds"])})
-                for r in content.pop("results")
-            ]
-            quality = [
-                Quality(
-                    **row | {"seeds": tuple(row["seeds"]), "scores": {k: tuple(v) for k, v in row["scores"].items()}}
-                )
-                for row in content.pop("quality", [])
-            ]
-            return cls(results=tuple(results), quality=tuple(quality), **content)
+            return cls.read(json.loads(Path(path).read_text()))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a report of this version of hf_gdd ({error}).") from error
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> "Report":
+        """Of the fields that `dataclasses.asdict` gives, after a way through JSON."""
+        content = dict(content)
+        results = [
+            Result(**r | {"accuracies": tuple(r["accuracies"]), "seeds": tuple(r["seeds"])})
+            for r in content.pop("results")
+        ]
+        quality = [
+            Quality(**row | {"seeds": tuple(row["seeds"]), "scores": {k: tuple(v) for k, v in row["scores"].items()}})
+            for row in content.pop("quality", [])
+        ]
+        return cls(results=tuple(results), quality=tuple(quality), **content)
 
     def markdown(self) -> str:
         """The table, one row a cell, with the circumstances and any problem under it."""

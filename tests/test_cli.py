@@ -81,6 +81,12 @@ def test_distill_leaves_a_generator_and_says_where(run, capsys, tmp_path):
     assert identity["config"]["match_lr"] == 2e-4  # of the preset, as all that was not given
 
 
+def test_one_process_of_a_launcher_says_where_the_generator_is(capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", lambda self: setattr(self.processes, "main", False))
+    assert main([*TINY, "--output-dir", "other"]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_the_default_output_folder_names_data_method_and_preset(tmp_path):
     assert main([*TINY, "--method", "cgan"]) == 0
     assert (tmp_path / "runs" / "digits-cgan-tiny" / "generator" / "config.json").is_file()

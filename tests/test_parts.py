@@ -1,5 +1,6 @@
 """Sets that are made in parts: none is made twice, whoever was killed, failed or shared the work."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -148,6 +149,27 @@ def test_two_processes_keep_their_parts(tmp_path):
     generator = counting()
     make(tmp_path, generator)
     assert len(generator.asked) == 39 - sum(len(rows) for rows in PARTS[:there])
+
+
+def test_a_full_disk_leaves_the_parts_that_are_there(tmp_path, monkeypatch, whole):
+    generator, written, replace = counting(), [], os.replace
+
+    def full(own, path):
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        replace(own, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_gdd.parts.os, "replace", full)
+        with pytest.raises(OSError, match=r"left on device: .* holds the set a second time until it is") as told:
+            make(tmp_path, generator)
+    assert told.value.errno == errno.ENOSPC
+    folder = written[0].parent
+    assert sorted(path for path in folder.iterdir() if ".arrow" in path.name) == sorted(written)
+    again = counting()
+    assert content(make(tmp_path, again)) == whole
+    assert again.asked == list(range(2 * SIZE, 39))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from hf_gdd import (
 from hf_gdd.faults import RunFault
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
+from hf_gdd.processes import own_device
 from hf_gdd.progress import Interrupted
 from hf_gdd.runs import load_state
 from hf_gdd.teachers import Teachers
@@ -351,3 +352,27 @@ def test_processes_divide_a_set(pair, tmp_path):
 def test_what_one_process_fails_to_make_the_other_makes(pair, tmp_path, fails):
     on_two(pair, materialise, tmp_path, fails)
     assert [sorted(rows) for rows in asked_in(tmp_path)] == [list(range(60))]
+
+
+@pytest.mark.parametrize(
+    ("number", "gpus", "place"), [("1", 2, "cuda:1"), ("0", 1, "cuda:0"), ("3", 1, "cuda:0"), (None, 2, "cuda:0")]
+)
+def test_a_process_has_a_gpu_of_its_own_where_there_are_several(monkeypatch, number, gpus, place):
+    on_gpus(monkeypatch, number, gpus)
+    assert own_device() == torch.device(place)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    on_gpus(monkeypatch, "2", 2)
+    with pytest.raises(ValueError, match="Process 2 of this machine has no GPU of its own, for it has 2: launch as"):
+        own_device()
+
+
+def on_gpus(monkeypatch, number, gpus):
+    """As a launcher tells the process with this number, on a machine with so many GPUs."""
+    if number is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", number)
+    for name, answer in (("is_available", True), ("device_count", gpus), ("current_device", 0)):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)

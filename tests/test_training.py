@@ -196,6 +196,12 @@ def test_ten_kills_change_nothing(tmp_path):
     assert not list((tmp_path / "run").rglob("*.part"))
 
 
+def test_a_stop_under_a_launcher_says_so(monkeypatch, tmp_path):
+    assert "same launcher" not in str(Interrupted(signal.SIGTERM, 1, tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert str(Interrupted(signal.SIGTERM, 1, tmp_path)).endswith("(under the same launcher)")
+
+
 @pytest.mark.parametrize(("signum", "total"), [(signal.SIGINT, 2), (signal.SIGTERM, 8)])
 def test_a_signal_finishes_the_step_and_saves(tmp_path, whole, monkeypatch, signum, total):
     monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--width", "4 or so"])
