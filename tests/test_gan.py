@@ -1,5 +1,6 @@
 """The published networks at every size; images of (label, index, seed) alone; folders that keep both."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -432,3 +433,11 @@ def test_dtype_is_passed_on(tmp_path, dtype):
     assert loaded.dtype == dtype
     off = (loaded.sample(*requests(5)).int() - generator.sample(*requests(5)).int()).abs().float().mean()
     assert off == 0 if dtype == torch.float32 else 0 < off < 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_on_a_cpu_half_precision_is_of_the_weights_alone(dtype):
+    half = trained().to(dtype=dtype)
+    whole = deepcopy(half).float()
+    assert torch.equal(half.sample(*requests(5)), whole.sample(*requests(5)))
+    assert half.dtype == dtype

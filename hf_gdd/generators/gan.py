@@ -1,6 +1,7 @@
 """The conditional GAN of DiM (Gu et al., 2023), for 8 to 64 px and any number of classes."""
 
 import math
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -108,7 +109,12 @@ class ConditionalGANGenerator(GeneratorModel):
         return torch.cat([F.one_hot(labels, self.num_classes).to(normal), normal], dim=1)
 
     def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: Any) -> Tensor:
-        """Images in [-1, 1] from the counter-based noise of each (label, index)."""
+        """Images in [-1, 1] from the counter-based noise of each (label, index).
+
+        Weights in half precision are only stored so where images are made on a CPU: few have arithmetic for it.
+        """
+        if self.device.type == "cpu" and self.dtype in (torch.float16, torch.bfloat16):
+            return deepcopy(self).float().make(labels, indices, seed, sampling)
         normal = sampling.truncation * noise(seed, labels, indices, (self.config.noise_dim,))
         return self(self.code(labels, normal.to(self.dtype)))
 
