@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_gdd.convolution import WeightProducts
+from hf_gdd.convolution import WeightProducts, of_images_alone
 
 logger = logging.getLogger("hf_gdd")
 
 PRECISIONS = ("no", "bf16")
 # Under so many channels all ways are equally fast, and a choice would only make equal runs round differently.
 FEWEST_CHANNELS, _MOST_TIMED = 64, 256
-_WORTH = 0.95  # of the plain way's time: what another must stay under, for a trial's times are not exact
-_IMAGES, _SIDE, _ROUNDS = 16, 16, 8
+_WORTH = 0.97  # of a plainer way's time: what another must stay under, for a trial's times are not exact
+_IMAGES, _SIDE, _ROUNDS = 16, 16, 16
 _MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD, _MALLOC_MOST = -1, -3, 2**31 - 1  # of glibc's malloc.h
 
 
@@ -61,8 +61,8 @@ class Way(NamedTuple):
     products: bool = False  # whether weight gradients of convolutions are matrix products
 
     @contextmanager
-    def autocast(self, device: torch.device) -> Iterator[None]:
-        """The context of a forward pass."""
+    def computing(self, device: torch.device) -> Iterator[None]:
+        """The context of a forward pass; what comes after it, losses and gradients, is taken outside."""
         products = WeightProducts(FEWEST_CHANNELS) if self.products else nullcontext()
         with autocast(device, self.precision), products:
             yield
@@ -106,17 +106,19 @@ class Arithmetic:
         if len(self._ways) == 1:
             return
         times = agreed(torch.tensor(self._times(), device=self.device)).tolist()
-        best = times.index(min(times))
-        self.way = self._ways[best if times[best] < _WORTH * times[0] else 0]
+        best = 0
+        for i, took in enumerate(times):
+            best = i if took < _WORTH * times[best] else best
+        self.way = self._ways[best]
         told = "; ".join(f"{way} {1e3 * took:.1f} ms" for way, took in zip(self._ways, times, strict=True))
         logger.info("Computing in %s. A convolution took: %s.", self.way, told)
 
-    def autocast(self) -> AbstractContextManager:
+    def computing(self) -> AbstractContextManager:
         """The context of a forward pass, in the way of the run."""
-        return self.way.autocast(self.device)
+        return self.way.computing(self.device)
 
     def _times(self) -> list[float]:
-        """The least time in each way of a convolution, forward and backward, the ways by turns."""
+        """The least time in each way of a convolution and of the gradients that a penalty takes, the ways by turns."""
         calls = [self._convolution(way) for way in self._ways]
         times = [seconds(call, self.device) for call in calls]  # the first time also finds the algorithm
         times = [seconds(call, self.device) for call in calls]
@@ -130,12 +132,15 @@ class Arithmetic:
         channels = min(max(self.channels, FEWEST_CHANNELS), _MOST_TIMED)
         shapes = ((_IMAGES, channels, _SIDE, _SIDE), (channels, channels, 3, 3))
         images, weight = (torch.ones(shape, device=self.device).to(memory_format=way.layout) for shape in shapes)
-        given = images.requires_grad_(), weight.requires_grad_()
+        bias = torch.ones(channels, device=self.device)
+        given = images.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
 
         def call() -> Any:
-            with way.autocast(self.device):
+            with way.computing(self.device):
                 made = F.conv2d(*given, padding=1)
-            return torch.autograd.grad(made.float().sum(), given)
+            with of_images_alone():
+                (slope,) = torch.autograd.grad(made.float().square().sum(), images, create_graph=True)
+            return torch.autograd.grad(slope.square().sum(), given)
 
         return call
 
@@ -145,6 +150,6 @@ class Arithmetic:
         return {"precision": precision, "channels_last": layout == torch.channels_last, "products": products}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on in what was chosen."""
+        """Go on in what was chosen, as far as this device knows it."""
         layout = torch.channels_last if state["channels_last"] else torch.contiguous_format
-        self.way = Way(state["precision"], layout, state["products"])
+        self.way = Way(state["precision"], layout, state.get("products", False) and self.device.type == "cpu")

@@ -254,14 +254,13 @@ def write_parquet(data: datasets.Dataset, path: Path) -> None:
     """Write a set whole or not at all.
 
     Raises:
-        OSError: it cannot be written; it is in the cache all the same.
+        OSError: it cannot be written.
 
     """
     part = path.with_name(path.name + ".part")
     try:
         data.to_parquet(part)
         os.replace(part, path)
-    except OSError as error:
+    except OSError:
         part.unlink(missing_ok=True)
-        told = f"{path} cannot be written ({error.strerror}): the images are kept in the cache; give the command again"
-        raise OSError(error.errno, told) from error
+        raise

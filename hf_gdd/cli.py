@@ -151,7 +151,12 @@ class Materialize:
                 continue
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            write_parquet(data, folder / "train.parquet")
+            path = folder / "train.parquet"
+            try:
+                write_parquet(data, path)
+            except OSError as error:
+                told = f"{path} cannot be written ({error.strerror}): its images are kept; give the command again"
+                raise OSError(error.errno, told) from error
             print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
         if self.push_to_hub and launched()[0] == 0:
             shared = {"seed": self.seed, "sampling": sampling, "num_proc": self.num_proc}

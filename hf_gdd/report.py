@@ -203,13 +203,19 @@ class Report:
 
         """
         try:
-            return cls.read(json.loads(Path(path).read_text()))
+            return cls.from_dict(json.loads(Path(path).read_text()))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a report of this version of hf_gdd ({error}).") from error
 
     @classmethod
-    def read(cls, content: Mapping[str, Any]) -> "Report":
-        """Of the fields that `dataclasses.asdict` gives, after a way through JSON."""
+    def from_dict(cls, content: Mapping[str, Any]) -> "Report":
+        """The report of what `dataclasses.asdict` made of one, also after it was JSON.
+
+        Raises:
+            TypeError: fields are missing, or there are others.
+            KeyError: there are no results.
+
+        """
         content = dict(content)
         results = [
             Result(**r | {"accuracies": tuple(r["accuracies"]), "seeds": tuple(r["seeds"])})

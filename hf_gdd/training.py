@@ -364,9 +364,9 @@ class Trainer:
             "config": self.config.identity(),
         }
 
-    def autocast(self) -> AbstractContextManager:
+    def computing(self) -> AbstractContextManager:
         """The context of a forward pass, in the way that was chosen for the run; losses are taken in float32."""
-        return self.arithmetic.autocast()
+        return self.arithmetic.computing()
 
     def update(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """One optimiser step of `module` on `loss`, its gradients averaged over processes."""

@@ -45,7 +45,7 @@ from hf_gdd.arithmetic import keep_freed_memory
 
 WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
 NAMES = {"no": "fp32", "bf16": "bf16"}
-CHOSEN = {"channels_last": "channels last", "products": "weight gradients as products"}
+CHOSEN = {"channels_last": "channels last", "products": "weight gradients as matrix products"}
 # Settings that a path is measured with, one row each.
 VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "gan": [("paper", {}), ("fast", {"preset": "fast"})],

@@ -144,3 +144,11 @@ def shared_client(shared_hub, tmp_path_factory):
     """As `client`, for all tests of a module; its processes talk to `shared_hub`."""
     with clients(shared_hub, tmp_path_factory) as start:
         yield start
+
+
+@pytest.fixture
+def float64():
+    """What is made in a test is made in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

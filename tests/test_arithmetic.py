@@ -34,13 +34,6 @@ def timed(monkeypatch, seconds):
     return asked
 
 
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def make(folder, **settings):
     data = ImageTensors.from_dataset("digits").subset(10, 0)
     small = {"preset": "tiny", "width": 6, "max_steps": 3, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 1}
@@ -57,6 +50,7 @@ SECONDS = {PLAIN: 4.0, LAST: 3.0, PRODUCTS: 2.5, BF16: 2.0, BF16_LAST: 1.0}
         ("no", FEWEST_CHANNELS, {PRODUCTS: 5.0}, LAST),
         ("no", FEWEST_CHANNELS, {LAST: 5.0, PRODUCTS: 5.0}, PLAIN),
         ("no", FEWEST_CHANNELS, {LAST: 3.9, PRODUCTS: 3.9}, PLAIN),  # within the noise of a trial
+        ("no", FEWEST_CHANNELS, {PRODUCTS: 2.95}, LAST),
         ("bf16", FEWEST_CHANNELS, {BF16_LAST: 9.0}, BF16),
         ("auto", FEWEST_CHANNELS, {}, BF16_LAST),
         ("auto", FEWEST_CHANNELS, {BF16: 9.0, BF16_LAST: 9.0}, PRODUCTS),
@@ -79,14 +73,42 @@ def test_ways_are_told_in_words():
 
 
 def test_matrix_products_are_a_way_of_cpus_in_float32():
-    assert [way.products for way in Arithmetic("auto", FEWEST_CHANNELS, torch.device("cuda"))._ways].count(True) == 0
-    assert [way.products for way in Arithmetic("bf16", FEWEST_CHANNELS, CPU)._ways].count(True) == 0
+    def offered(*told):
+        return any(way.products for way in Arithmetic(*told)._ways)
+
+    gpu = torch.device("cuda")
+    assert offered("no", FEWEST_CHANNELS, CPU)
+    assert offered("auto", FEWEST_CHANNELS, CPU)
+    assert not offered("bf16", FEWEST_CHANNELS, CPU)
+    assert not offered("auto", FEWEST_CHANNELS, gpu)
+    chosen = {"precision": "no", "channels_last": True, "products": True}
+    for device, state, way in ((CPU, chosen, PRODUCTS), (gpu, chosen, LAST), (CPU, chosen | {"products": False}, LAST)):
+        resumed = Arithmetic("no", FEWEST_CHANNELS, device)
+        resumed.load_state_dict(state)
+        assert resumed.way == way
+
+
+@pytest.mark.parametrize("way", [PLAIN, LAST, PRODUCTS, BF16, BF16_LAST])
+def test_a_trial_computes_in_its_way(monkeypatch, way):
+    seen, taken, plain = [], products_taken(monkeypatch), F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, *rest, **more: seen.append(x) or plain(x, *rest, **more))
+    gradients = Arithmetic("auto", FEWEST_CHANNELS, CPU)._convolution(way)()
+    assert len(taken) == 2 * way.products
+    assert seen[0].is_contiguous(memory_format=way.layout)
+    plain_way = Arithmetic("auto", FEWEST_CHANNELS, CPU)._convolution(PLAIN)()
+    for one, other in zip(gradients, plain_way, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05 if way.precision == "bf16" else 1e-4, atol=1e-3)
+
+
+def products_taken(monkeypatch):
+    taken, plain = [], convolution._Geometry._weight_gradient
+    monkeypatch.setattr(convolution._Geometry, "_weight_gradient", lambda *args: taken.append(1) or plain(*args))
+    return taken
 
 
 @pytest.mark.parametrize("way", [LAST, PRODUCTS])
 def test_a_run_computes_in_the_way_that_was_chosen(tmp_path, monkeypatch, way):
-    taken, plain = [], convolution._Shape._weights
-    monkeypatch.setattr(convolution._Shape, "_weights", lambda *args: taken.append(1) or plain(*args))
+    taken = products_taken(monkeypatch)
     monkeypatch.setattr(Arithmetic, "choose", lambda self, agreed: setattr(self, "way", way))
     make(tmp_path / "run", width=FEWEST_CHANNELS, method="cgan", max_steps=1).fit()
     assert bool(taken) == way.products

@@ -1,5 +1,6 @@
 """Convolutions whose weight gradient is a matrix product are torch's own, in every order of differentiation."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -28,8 +29,12 @@ def leaves(*shapes):
 
 def of_weights(monkeypatch):
     """Where weight gradients that are matrix products are listed, as they are taken."""
-    taken, plain = [], convolution._Shape._weights
-    monkeypatch.setattr(convolution._Shape, "_weights", lambda *args: taken.append(args[1].shape) or plain(*args))
+    return listed(monkeypatch, "_weight_gradient")
+
+
+def listed(monkeypatch, name):
+    taken, plain = [], getattr(convolution._Geometry, name)
+    monkeypatch.setattr(convolution._Geometry, name, lambda *args: taken.append(args) or plain(*args))
     return taken
 
 
@@ -48,6 +53,8 @@ def test_every_derivative_is_right(monkeypatch, taps, stride, padding, side, chu
     torch.testing.assert_close(made(x, weight, bias), expected)
     assert gradcheck(made, (x, weight, bias))
     assert gradgradcheck(made, (x, weight, bias))
+    assert taken
+    taken.clear()
     (y,) = leaves(expected.shape)
     for more in range(max(pair(stride))):
         more = tuple(min(more, step - 1) for step in pair(stride))
@@ -64,27 +71,23 @@ def test_every_derivative_is_right(monkeypatch, taps, stride, padding, side, chu
     assert taken
 
 
-def test_a_step_of_both_networks_has_torchs_gradients(monkeypatch):
+def test_a_step_of_both_networks_has_torchs_gradients(monkeypatch, float64):
     """Of the adversarial losses and the gradient penalty, in float64, channels last."""
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    try:
-        generator = ConditionalGANGenerator(("a", "b"), (1, 14, 14), width=6, noise_dim=3)
-        critic = Discriminator(2, (1, 14, 14), width=6)
-        for network in (generator, critic):
-            network.to(memory_format=torch.channels_last)
-        code, real, mix = torch.randn(5, 5), torch.randn(5, 1, 14, 14), torch.rand(5)
-        parameters = [*generator.parameters(), *critic.parameters()]
-        found, taken = [], of_weights(monkeypatch)
-        for context in (nullcontext(), WeightProducts(2)):
-            with context:
-                fake = generator(code)
-                scores, classes = critic(fake)
-                loss = scores.square().sum() + classes.square().sum()
-                loss = loss + gradient_penalty(lambda x: critic(x)[0], real, fake, mix)
-            found.append([fake, loss, *torch.autograd.grad(loss, parameters)])
-    finally:
-        torch.set_default_dtype(torch.float32)
+    generator = ConditionalGANGenerator(("a", "b"), (1, 14, 14), width=6, noise_dim=3)
+    critic = Discriminator(2, (1, 14, 14), width=6)
+    for network in (generator, critic):
+        network.to(memory_format=torch.channels_last)
+    code, real, mix = torch.randn(5, 5), torch.randn(5, 1, 14, 14), torch.rand(5)
+    parameters = [*generator.parameters(), *critic.parameters()]
+    found, taken = [], of_weights(monkeypatch)
+    for context in (nullcontext(), WeightProducts(2)):
+        with context:
+            fake = generator(code)
+            scores, classes = critic(fake)
+            loss = scores.square().sum() + classes.square().sum()
+            loss = loss + gradient_penalty(lambda x: critic(x)[0], real, fake, mix)
+        found.append([fake, loss, *torch.autograd.grad(loss, parameters)])
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
     in_generator, in_critic = (
         [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and min(m.weight.shape[:2]) > 1]
@@ -106,38 +109,96 @@ def test_a_slope_computes_no_weight_gradient(monkeypatch):
     assert len(taken) == 2
 
 
-def test_weight_gradients_are_back_after_a_failure():
+def test_weight_gradients_are_left_out_here_and_now_alone(monkeypatch):
+    """Not after a failure, not after an inner context, not in another thread."""
+    taken = of_weights(monkeypatch)
     x, weight = leaves((1, 1, 3, 3), (1, 1, 3, 3))
+
+    def backward():
+        with WeightProducts(1):
+            F.conv2d(x, weight).sum().backward()
+        return len(taken)
+
     with pytest.raises(ZeroDivisionError), of_images_alone():
         raise ZeroDivisionError
-    with WeightProducts(1):
-        F.conv2d(x, weight).sum().backward()
-    assert weight.grad is not None
+    assert backward() == 1
+    with of_images_alone():
+        with of_images_alone():
+            assert backward() == 1
+        assert backward() == 1
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(backward).result() == 2
 
 
+def test_weights_that_come_of_images_pass_gradients_on():
+    x, weight = leaves((2, 3, 4, 4), (3, 3, 3, 3))
+    found = []
+    for context in (nullcontext(), WeightProducts(1)):
+        with context:
+            loss = F.conv2d(x, weight * x.mean()).square().sum()
+        with of_images_alone():
+            found.append(torch.autograd.grad(loss, x)[0])
+    torch.testing.assert_close(*found)
+
+
+CALLS = [F.conv2d, F.conv_transpose2d]
+
+
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
-        ((3, 4, 3, 3), {}),  # too few channels
+        ((3, 4, 3, 3), {}),  # too few channels, in or out
         ((4, 4, 3, 3), {"dilation": 2}),
+        ((4, 4, 3, 3), {"groups": 4}),
         ((4, 4, 3, 3), {"padding": "same"}),
-        ((4, 2, 3, 3), {"groups": 2}),
     ],
 )
-def test_other_convolutions_stay_torchs(monkeypatch, shape, options):
-    taken = of_weights(monkeypatch)
-    x, weight = leaves((1, 4, 8, 8), shape)
-    with WeightProducts(4):
-        made = F.conv2d(x, weight, **options)
+def test_other_convolutions_stay_torchs(monkeypatch, call, shape, options):
+    if call is F.conv_transpose2d and "padding" in options:
+        pytest.skip("it knows no such padding")
+    taken = listed(monkeypatch, "third")
+    shape = (shape[0], 1, *shape[2:]) if "groups" in options else shape
+    x, weight = leaves((1, shape[0] if call is F.conv_transpose2d else 4, 8, 8), shape)
+    with WeightProducts(1 if "groups" in options else 4):
+        made = call(x, weight, **options)
     made.sum().backward()
-    torch.testing.assert_close(made, F.conv2d(x, weight, **options))
+    torch.testing.assert_close(made, call(x, weight, **options))
     assert not taken
     assert weight.grad is not None
 
 
-def test_what_is_not_trained_stays_torchs(monkeypatch):
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_not_trained_stays_torchs(monkeypatch, call):
+    taken = listed(monkeypatch, "third")
     x, weight = leaves((1, 4, 8, 8), (4, 4, 3, 3))
     with WeightProducts(4):
-        assert "Convolution" in type(F.conv2d(x, weight.detach()).grad_fn).__name__
+        call(x, weight.detach())
         with torch.no_grad():
-            assert F.conv2d(x, weight).grad_fn is None
+            call(x, weight)
+        assert not taken
+        call(x, weight)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_all_that_torch_takes_is_taken(monkeypatch, call):
+    """By keywords, with one side for both, images that are no batch, and other precisions."""
+    taken = listed(monkeypatch, "third")
+    x, weight, bias = leaves((2, 4, 8, 8), (4, 4, 3, 3), 4)
+    single, one, narrow = x[0].detach().requires_grad_(), x.float(), weight.float()
+    for ours, arguments in (
+        (True, {"input": x, "weight": weight, "bias": bias, "stride": (2,), "padding": [1]}),
+        (False, {"input": single, "weight": weight, "bias": bias}),
+    ):
+        with WeightProducts(4):
+            made = call(**arguments)
+        torch.testing.assert_close(made, call(**arguments))
+        made.sum().backward()
+        assert bool(taken) == ours
+        taken.clear()
+    with WeightProducts(4), torch.autocast("cpu", torch.bfloat16):
+        made = call(one, narrow)
+    made.float().sum().backward()
+    assert not taken
+    assert weight.grad is not None

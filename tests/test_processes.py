@@ -22,6 +22,7 @@ from hf_gdd import (
     PredictionMatchingTrainer,
     load_distilled_dataset,
 )
+from hf_gdd.convolution import WeightProducts
 from hf_gdd.faults import RunFault
 from hf_gdd.logs import NonFiniteLossError
 from hf_gdd.losses import GLOBAL, LOCAL, global_loss, local_loss
@@ -33,9 +34,9 @@ from hf_gdd.teachers import Teachers
 SETTINGS = {"preset": "tiny", "width": 4, "max_steps": 4, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 2}
 
 
-def trainer(folder, **settings):
+def trainer(folder, kind=GlobalLocalTrainer, **settings):
     data = ImageTensors.from_dataset("digits").subset(10, 0)
-    return GlobalLocalTrainer(data, output_dir=folder, **SETTINGS | settings)
+    return kind(data, output_dir=folder, **SETTINGS | settings)
 
 
 @contextmanager
@@ -104,6 +105,17 @@ def exact_gan(folder, **settings):
     return trainer(folder, **EXACT | settings)
 
 
+class ByProducts(GlobalLocalTrainer):
+    """A trainer that takes all weight gradients of its own networks by matrix products."""
+
+    def computing(self):
+        return WeightProducts(2)
+
+
+def exact_products(folder, **settings):
+    return exact_gan(folder, kind=ByProducts, **settings)
+
+
 def exact_diffusion(folder, **settings):
     data = ImageTensors.from_dataset("digits").subset(10, 0)
     weights = {"real_weight": 0.5, "gen_weight": 0.5, "max_steps": 20, "checkpoint_every": 7}
@@ -141,6 +153,7 @@ def record(make, folder, kept, settings):
     [
         (exact_gan, {}),
         (exact_gan, {"adversarial": "minimax", "local_reduction": "paired_sum", "local_weight": 1e-3, "max_steps": 4}),
+        (exact_products, {"max_steps": 4}),
         (exact_diffusion, {}),
     ],
 )

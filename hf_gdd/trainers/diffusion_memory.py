@@ -206,7 +206,7 @@ class DiffusionMemoryTrainer(Trainer):
         images = to_tanh(self.data.gather(indices)[0])
         side = images.shape[-1] // 2 ** (self.config.vae_levels - 1)
         drawn = self.normal(len(images), (self.config.latent_channels, side, side))
-        with self.autocast():
+        with self.computing():
             terms = autoencoder_losses(self.vae, images, drawn)
         terms["divergence"] = self.config.kl_weight * terms["divergence"]
         self.update(self.trained[VAE], self.parts["optimizer_vae"], sum(terms.values()))
@@ -219,7 +219,7 @@ class DiffusionMemoryTrainer(Trainer):
         hidden = self.uniform(len(labels)) < self.config.label_dropout
         alpha = self.alphas[steps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        with self.autocast():
+        with self.computing():
             given = null_labels(self.rows[labels], hidden)
             output = self.transformer(noisy, timestep=steps, class_labels=given).sample
         predicted, spread = at_least_float32(output).tensor_split((clean.shape[1],), dim=1)

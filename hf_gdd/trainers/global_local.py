@@ -155,7 +155,7 @@ class GlobalLocalTrainer(Trainer):
         network = self.pool.advance() if self.matching else None
 
         # Generator: fool the discriminator, be recognised, and look to the pool's network as real images do.
-        with self.autocast(), frozen(self.discriminator):
+        with self.computing(), frozen(self.discriminator):
             fake = self.generate(labels)
             scores, classes = self.discriminator(fake)
             terms = {
@@ -170,7 +170,7 @@ class GlobalLocalTrainer(Trainer):
             self.ema.update_parameters(self.generator)
 
         # Discriminator: tell real from generated, and classes apart.
-        with self.autocast():
+        with self.computing():
             loss = self.discriminator_loss(real, labels)
         self.update(self.discriminator, self.optimizer_d, loss)
 

@@ -149,7 +149,7 @@ class PredictionMatchingTrainer(Trainer):
         config, recipe = self.config, self.config.student_recipe
         group.teacher_number, group.students = group.random.integer(config.teachers), []
         teacher, images = self.teachers[group.teacher_number], group.images[rows]
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.computing():
             logits = torch.cat([teacher(part)[0] for part in images.split(config.chunk)]).float()
         student = self._network(group.random.integer(2**31))
         return group, Learner(student, self.view, recipe, recipe.steps(len(rows))), (images, logits)
@@ -161,7 +161,7 @@ class PredictionMatchingTrainer(Trainer):
         totals = {"gap": 0.0, "cross_entropy": 0.0}
         for chunk in rows.split(config.chunk):
             images = group.images[chunk].requires_grad_()
-            with self.autocast():
+            with self.computing():
                 terms = prediction_terms(images, group.labels[chunk], teacher, group.students)
             share = len(chunk) / len(rows)
             loss = share * (config.hard_weight * terms["cross_entropy"] - terms["gap"])
