@@ -1,0 +1,193 @@
+"""The papers' tables as pieces of work: which generators are trained, by what they are judged, and in what order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from selection import SELECTIONS
+from torch import nn
+
+from hf_gdd import Recipe
+from hf_gdd.classifiers import RECIPES
+from hf_gdd.networks import NetworkSpec
+
+IPCS = (1, 10, 50)
+PROTOCOLS, BEST_5 = ("fixed", "dynamic"), ("dynamic-best5-test",)
+# Hub id, and the side that images are brought to; None for their own.
+DATA: dict[str, tuple[str, int | None]] = {
+    "fashion_mnist": ("zalando-datasets/fashion_mnist", None),
+    "mnist": ("ylecun/mnist", None),
+    "cifar10": ("uoft-cs/cifar10", None),
+    "fashion_mnist-32": ("zalando-datasets/fashion_mnist", 32),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train a generator.
+
+    Attributes:
+        method: of `GlobalLocalTrainer`.
+        start: the variant whose first stage it begins from, for the same seed; None if it trains its own.
+        changes: settings other than the size's.
+        factor: of the size's local weight.
+
+    """
+
+    method: str
+    start: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    factor: float = 1.0
+
+
+def tuned(factor: float = 1.0, start: str = "cgan", **changes: Any) -> Variant:
+    """Global-local from a trained GAN, with these changes."""
+    return Variant("global-local", start, changes, factor)
+
+
+POOL = ("convnet3", "resnet18-dd")
+VARIANTS = {
+    # Table 1: all from one GAN of each seed.
+    "cgan": Variant("cgan"),
+    "cgan-continued": Variant("cgan-continued", "cgan"),
+    "dim": Variant("dim", "cgan"),
+    "global-local": tuned(),
+    # Table 2: the pool of its caption.
+    "dim, two in pool": Variant("dim", "cgan", {"pool": POOL}),
+    "global-local, two in pool": tuned(pool=POOL),
+    # Figure 3: the local weight, times the size's own.
+    **{f"local x{factor:g}": tuned(factor) for factor in (0.1, 0.3, 3.0, 10.0)},
+    # What decides our defaults.
+    "local paired_mean": tuned(local_reduction="paired_mean"),
+    "global logit_mean": tuned(global_reduction="logit_mean"),
+    "untrained pool": tuned(inner_steps=0),
+    "minimax cgan": Variant("cgan", changes={"adversarial": "minimax"}),
+    "minimax": tuned(start="minimax cgan", adversarial="minimax"),
+    "EMA .999 cgan": Variant("cgan", changes={"ema_decay": 0.999}),
+    "EMA .999": tuned(start="EMA .999 cgan", ema_decay=0.999),
+}
+TABLE_1 = ("cgan", "cgan-continued", "dim", "global-local")
+TABLE_2 = ("dim, two in pool", "global-local, two in pool")
+FIGURE_3 = tuple(name for name in VARIANTS if name.startswith("local x"))
+ABLATIONS = ("local paired_mean", "global logit_mean", "untrained pool", "minimax", "EMA .999")
+TABLE_2_NETWORKS = ("convnet3", "resnet18-dd", "resnet18-dc", "alexnet", "vgg11")
+REAL = "real"
+
+
+def convnet3_64(num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A ConvNet-3 of 64 channels rather than 128, which two CPU cores can train often."""
+    layers: list[nn.Module] = []
+    for channels in (shape[0], 64, 64):
+        layers += [nn.Conv2d(channels, 64, 3, padding=1), nn.GroupNorm(64, 64), nn.ReLU(), nn.AvgPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (shape[1] // 8) ** 2, num_classes))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is: `paper` for a GPU, `lite` for two CPU cores.
+
+    Attributes:
+        training: settings of every training.
+        local_weight: of the local term.
+        steps: caps on the first and on the second stage; None for the preset's own lengths.
+        network: what judges.
+        recipe: by which it is trained.
+        seeds: of the generators, by data set.
+        n: networks of a row.
+
+    """
+
+    training: Mapping[str, Any]
+    local_weight: float
+    steps: tuple[int | None, int | None]
+    network: NetworkSpec
+    recipe: Recipe
+    seeds: Mapping[str, tuple[int, ...]]
+    n: int = 5
+
+
+SIZES = {
+    "paper": Size(
+        training={"preset": "paper", "mixed_precision": "auto"},
+        local_weight=0.001,
+        steps=(None, None),
+        network="convnet3",
+        recipe=RECIPES["paper"],
+        seeds={"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)},
+    ),
+    "lite": Size(
+        training={"preset": "lite"},
+        local_weight=0.003,
+        steps=(3000, 200),
+        network=convnet3_64,
+        recipe=Recipe(max_steps=300, lr=0.05, schedule="cosine", floor=0.85),
+        seeds={"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the work that leaves one JSON: of a generator its training, then its judgement; or the baselines."""
+
+    size: str
+    data: str
+    kind: str  # `train`, `judge`, `best5`, or a baseline: `real` or a selection
+    variant: str | None = None
+    seed: int = 0
+    ipcs: tuple[int, ...] = IPCS
+    protocols: tuple[str, ...] = PROTOCOLS
+    networks: tuple[NetworkSpec, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the piece and of its file."""
+        variant = f"{slug(self.variant)}-seed{self.seed}-" if self.variant else ""
+        return f"{self.size}/{self.data}/{variant}{self.kind}"
+
+    @property
+    def needs(self) -> tuple["Piece", ...]:
+        """The pieces that must be there before."""
+        start = VARIANTS[self.variant].start if self.variant else None
+        if self.kind in ("judge", "best5"):
+            return (generator_of(self.size, self.data, self.variant, self.seed),)
+        return (generator_of(self.size, self.data, start, self.seed),) if start else ()
+
+
+def slug(name: str) -> str:
+    """A name as a part of a path."""
+    return name.replace(",", "").replace(" ", "-").lower()
+
+
+def generator_of(size: str, data: str, variant: str, seed: int) -> Piece:
+    """The training of one generator."""
+    return Piece(size, data, "train", variant, seed)
+
+
+def queue(size: str) -> list[Piece]:
+    """All pieces in the order in which they are to be run: Table 1 seed by seed, then the rest."""
+    found: dict[Piece, None] = {}
+
+    def add(data: str, variants: tuple[str, ...], seed: int, **judged: Any) -> None:
+        for variant in variants:
+            if start := VARIANTS[variant].start:
+                found[generator_of(size, data, start, seed)] = None
+            found[generator_of(size, data, variant, seed)] = None
+            found[Piece(size, data, "judge", variant, seed, **judged)] = None
+
+    for data, seeds in SIZES[size].seeds.items():
+        found[Piece(size, data, REAL)] = None
+        for seed in seeds:
+            add(data, TABLE_1, seed)
+        for kind in SELECTIONS:
+            found[Piece(size, data, kind)] = None
+        for seed in seeds:
+            for variant in TABLE_1:
+                found[Piece(size, data, "best5", variant, seed, protocols=BEST_5)] = None
+    if "fashion_mnist" in SIZES[size].seeds:
+        add("fashion_mnist", FIGURE_3, 0, ipcs=(1,))
+        add("fashion_mnist", ABLATIONS, 0, ipcs=(10,))
+        add("fashion_mnist-32", ("cgan", "global-local"), 0, ipcs=(10,))
+    if "cifar10" in SIZES[size].seeds:
+        add("cifar10", TABLE_2, 0, ipcs=(10,), protocols=("dynamic",), networks=TABLE_2_NETWORKS)
+    return list(found)

@@ -1,0 +1,254 @@
+"""Doing a piece of the evidence: it stops when time is up, goes on where it was, and writes down how it was made."""
+
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark import commit
+from evidence import DATA, REAL, SIZES, VARIANTS, Piece, slug
+from selection import features, selected
+
+from hf_gdd import AutoGenerator, GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate
+
+# What a copy of the data differs in from the original, by the fingerprint of its training images.
+CAVEATS = {
+    "909d9cd87a30b2f072f6591ca29be10ae6bfa751b836b0aa939ad2de0f3f0ab4": (
+        "CIFAR-10 here is a copy that went through JPEG (quality about 75), for training and test alike."
+    )
+}
+
+
+class OutOfTimeError(Exception):
+    """The budget is spent in the middle of a piece, which goes on from here the next time."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where data, runs and results are, and when to stop.
+
+    Attributes:
+        runs: what is on the way: runs, their checkpoints, generators, rows of unfinished judgements.
+        results: one JSON for every finished piece.
+        local: folders instead of Hub ids, by data set.
+        deadline: in seconds of `time.monotonic`.
+
+    """
+
+    runs: Path
+    results: Path
+    local: Mapping[str, str]
+    deadline: float
+
+    def result(self, piece: Piece) -> Path:
+        """Where a finished piece is written down."""
+        return self.results / f"{piece.name}.json"
+
+    def run(self, piece: Piece) -> dict[str, Any]:
+        """Do a piece, or go on with it, and write it down.
+
+        Raises:
+            OutOfTimeError: the budget was spent before its end.
+
+        """
+        started = time.monotonic()
+        kinds = {"train": self.train, "judge": self.judge, "best5": self.judge, REAL: self.real}
+        made = kinds.get(piece.kind, self.select)(piece)
+        train, test = self.images(piece.data)
+        found = {"piece": asdict(piece) | {"networks": [str(network) for network in piece.networks]}}
+        found |= provenance() | {"seconds_of_last_call": time.monotonic() - started}
+        found |= {"data": {"source": train.source, "train": train.fingerprint, "test": test.fingerprint}}
+        write(self.result(piece), found | {"caveats": caveats(train)} | made)
+        return found
+
+    def images(self, data: str) -> tuple[ImageTensors, ImageTensors]:
+        """Training and test set."""
+        name, size = DATA[data]
+        return read(self.local.get(name.split("/")[-1], name), size)
+
+    def folder(self, piece: Piece) -> Path:
+        """Of the run, or of the rows, of a piece."""
+        return self.runs / piece.name
+
+    def generator(self, piece: Piece) -> Path:
+        """Where the generator lies that a training left, in half precision."""
+        return self.folder(piece) / "half"
+
+    def train(self, piece: Piece) -> dict[str, Any]:
+        """Train, and keep the generator in half precision."""
+        size, variant = SIZES[piece.size], VARIANTS[piece.variant]
+        settings = {"seed": piece.seed, "image_size": DATA[piece.data][1], "method": variant.method}
+        settings |= size.training | {"local_weight": size.local_weight * variant.factor}
+        settings |= {"max_steps": size.steps[1 if variant.start else 0]} | variant.changes
+        if variant.start:
+            settings["start_from"] = str(self.folder(piece.needs[0]))
+        trainer = GlobalLocalTrainer(self.images(piece.data)[0], output_dir=self.folder(piece), **settings)
+        with self.stopped_in_time():
+            generator = trainer.fit()
+        generator.half().save_pretrained(self.generator(piece))
+        identity = trainer.identity()
+        identity["config"]["start_from"] = variant.start
+        told = {"run": identity, "steps": trainer.at.total, "seconds": trainer.at.seconds}
+        told |= {"images_per_second": self.speed(piece), "arithmetic": trainer.arithmetic.state_dict()}
+        return told | {"fingerprint": generator.fingerprint, "handed_over": self.handed_over(piece)}
+
+    def speed(self, piece: Piece) -> float | None:
+        """Images a second, as the run logged it last."""
+        lines = (self.folder(piece) / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1]).get("images_per_second") if lines else None
+
+    def handed_over(self, piece: Piece) -> list[int]:
+        """The steps after which the state went to another machine, moments in half precision."""
+        path = self.folder(piece) / "handed_over.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    @contextmanager
+    def stopped_in_time(self) -> Iterator[None]:
+        """Ask a training to save and stop when the budget is spent.
+
+        Raises:
+            OutOfTimeError: it was stopped so.
+
+        """
+        spent = threading.Event()
+
+        def stop() -> None:
+            spent.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        timer = threading.Timer(min(max(1.0, self.deadline - time.monotonic()), threading.TIMEOUT_MAX), stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except KeyboardInterrupt as stopped:
+            if spent.is_set():
+                raise OutOfTimeError from stopped
+            raise
+        finally:
+            timer.cancel()
+
+    def judge(self, piece: Piece) -> dict[str, Any]:
+        """Train networks on the images of a generator, loaded again from half precision; row by row."""
+        generator = AutoGenerator.from_pretrained(self.generator(piece.needs[0]), device=device())
+        train, test = self.images(piece.data)
+        options = self.options(piece) | {"real": train, "name": piece.variant, "with_baselines": False}
+        return self.rows(
+            piece,
+            {
+                f"ipc{ipc}-{protocol}": lambda ipc=ipc, protocol=protocol: evaluate(
+                    generator, test, ipc=ipc, protocol=protocol, **options
+                )
+                for ipc in piece.ipcs
+                for protocol in piece.protocols
+            },
+        )
+
+    def real(self, piece: Piece) -> dict[str, Any]:
+        """Random real images, and all of them."""
+        train, test = self.images(piece.data)
+        return self.rows(
+            piece, {"rows": lambda: baselines(train, test, ipcs=piece.ipcs, device=device(), **self.options(piece))}
+        )
+
+    def select(self, piece: Piece) -> dict[str, Any]:
+        """Real images selected by a rule, in the features of a network that learned from all of them."""
+        train, test = self.images(piece.data)
+        size = SIZES[piece.size]
+
+        @cache
+        def chosen() -> list[torch.Tensor]:
+            seen = features(size.network, train, size.recipe)
+            return selected(piece.kind, seen, train.labels, max(piece.ipcs))
+
+        def row(ipc: int) -> Report:
+            rows = torch.cat([rows[:ipc] for rows in chosen()])
+            images, labels = train.gather(rows)
+            data = ImageTensors(
+                images, labels, train.class_names, f"{train.source} [{piece.kind}]", images.device, train.license
+            )
+            return evaluate(data, test, real=train, name=piece.kind, with_baselines=False, **self.options(piece))
+
+        return self.rows(piece, {f"ipc{ipc}": lambda ipc=ipc: row(ipc) for ipc in piece.ipcs})
+
+    def keep(self, judge: Piece, folder: Path) -> Path:
+        """Leave the generator of a finished judgement in `folder`, with its card, its rows and the baselines."""
+        generator = AutoGenerator.from_pretrained(self.generator(judge.needs[0]))
+        found = [self.result(each) for each in (Piece(judge.size, judge.data, REAL), judge)]
+        generator.report = Report.merge(Report.from_dict(json.loads(path.read_text())["report"]) for path in found)
+        place = folder / f"{judge.data}-{slug(judge.variant)}-{judge.size}"
+        generator.save_pretrained(place)
+        return place
+
+    def options(self, piece: Piece) -> dict[str, Any]:
+        """How networks are trained."""
+        size = SIZES[piece.size]
+        return {"networks": piece.networks or (size.network,), "n": size.n, "recipe": size.recipe, "seed": 0}
+
+    def rows(self, piece: Piece, made: Mapping[str, Callable[[], Report]]) -> dict[str, Any]:
+        """One report of several, each of which is kept as soon as it is made.
+
+        Raises:
+            OutOfTimeError: the budget is spent before the last one.
+
+        """
+        reports = []
+        for name, make in made.items():
+            path = self.folder(piece) / f"{name}.json"
+            if not path.is_file():
+                if time.monotonic() > self.deadline:
+                    raise OutOfTimeError
+                report = make()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                report.save(path)
+            reports.append(Report.load(path))
+        return {"report": asdict(Report.merge(reports))}
+
+
+@cache
+def read(place: str, size: int | None) -> tuple[ImageTensors, ImageTensors]:
+    """Training and test set, kept for the next piece."""
+    return tuple(ImageTensors.from_dataset(place, split, image_size=size) for split in ("train", "test"))
+
+
+def device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def caveats(train: ImageTensors) -> list[str]:
+    """What is to be known of this copy of the data."""
+    return [CAVEATS[train.fingerprint]] if train.fingerprint in CAVEATS else []
+
+
+def provenance() -> dict[str, Any]:
+    """By what a piece was made: of places on this machine only their names."""
+    cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]
+    packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy")
+    return {
+        "command": shlex.join(["python", "scripts/reproduce.py", *words]),
+        "commit": commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    """As JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(path)

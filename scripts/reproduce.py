@@ -1,0 +1,139 @@
+"""The papers' tables by this library, piece by piece: on whatever machine there is, for as long as there is time.
+
+    python scripts/reproduce.py --list                 # what there is to do, and what is done
+    python scripts/reproduce.py --next --budget 540    # do pieces for nine minutes; again, and it goes on from there
+    python scripts/reproduce.py --table                # tables and figures of what is done
+
+`--size paper` is the published training, for a GPU; `--size lite` what two CPU cores can do, and every table says so.
+Several programs may work on one queue at once: each piece is done by one of them. A piece that was stopped, or killed,
+goes on from its last checkpoint or row. To go on elsewhere, let `--hand-over-to FOLDER` write what the next piece
+needs, in files of at most 15 MiB, and give `--take-over-from FOLDER` there; results are small JSON files.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import tables
+import tyro
+from evidence import Piece, queue
+from filelock import FileLock, Timeout
+from hand_over import hand_over, take_over
+from pieces import Bench, OutOfTimeError
+
+ROOT = Path(__file__).parent.parent
+CARDS, KEPT = ROOT / "model_cards", "global-local"
+
+
+def main(
+    size: Literal["paper", "lite"] = "paper",
+    list: bool = False,
+    next: bool = False,
+    table: bool = False,
+    keep: bool = False,
+    budget: float = float("inf"),
+    only: str = "",
+    data: tuple[tuple[str, str], ...] = (),
+    runs: Path = Path("runs/reproduce"),
+    results: Path = CARDS / "evidence",
+    take_over_from: Path | None = None,
+    hand_over_to: Path | None = None,
+) -> None:
+    """Do what is asked for, in this order: take over, work, hand over, keep, list, draw.
+
+    Args:
+        size: of everything.
+        list: say what is done, begun and still to do.
+        next: do one piece after the other.
+        table: write tables and figures of all sizes.
+        keep: leave the global-local generator of seed 0 of every data set in `model_cards`, with its card.
+        budget: seconds after which no piece is begun and a training is stopped.
+        only: pieces whose names contain this.
+        data: a local folder instead of a Hub id, as `fashion_mnist FOLDER`.
+        runs: where runs and unfinished rows are kept.
+        results: where the JSON of finished pieces is kept.
+        take_over_from: a folder that `--hand-over-to` wrote on another machine.
+        hand_over_to: a folder for what the next piece needs on another machine.
+
+    """
+    bench = Bench(runs, results, dict(data), time.monotonic() + budget)
+    pieces = [piece for piece in queue(size) if only in piece.name]
+    if take_over_from:
+        print("\n".join(take_over(bench, take_over_from)))
+    if next:
+        work(bench, pieces)
+    if hand_over_to:
+        piece = following(bench, pieces)
+        print(f"{piece.name}: {hand_over(bench, piece, hand_over_to):,} bytes" if piece else "Nothing is left to do.")
+    if keep:
+        for piece in pieces:
+            if (piece.kind, piece.variant, piece.seed) == ("judge", KEPT, 0) and bench.result(piece).is_file():
+                print(bench.keep(piece, CARDS))
+    if list:
+        for piece in pieces:
+            print(f"{state(bench, piece):<6} {piece.name}")
+    if table:
+        for path in tables.write_all(results, ROOT):
+            print(path)
+
+
+def work(bench: Bench, pieces: list[Piece]) -> None:
+    """Do what can be done until time or work is up."""
+    while time.monotonic() < bench.deadline:
+        for piece in pieces:
+            if not ready(bench, piece):
+                continue
+            with claimed(bench, piece) as mine:
+                if not mine or bench.result(piece).is_file():
+                    continue
+                print(piece.name, flush=True)
+                try:
+                    bench.run(piece)
+                except OutOfTimeError:
+                    print(f"{piece.name}: to be continued")
+                    return
+            break
+        else:
+            return
+
+
+def following(bench: Bench, pieces: list[Piece]) -> Piece | None:
+    """The first piece that can be done now."""
+    return next((piece for piece in pieces if ready(bench, piece)), None)
+
+
+def ready(bench: Bench, piece: Piece) -> bool:
+    """Whether a piece is to be done and all that it needs is there."""
+    return not bench.result(piece).is_file() and all(bench.result(need).is_file() for need in piece.needs)
+
+
+def state(bench: Bench, piece: Piece) -> str:
+    """In a word."""
+    return "done" if bench.result(piece).is_file() else "begun" if bench.folder(piece).is_dir() else "open"
+
+
+@contextmanager
+def claimed(bench: Bench, piece: Piece) -> Iterator[bool]:
+    """Whether this program may do the piece: no other is at it."""
+    path = bench.runs / "locks" / f"{piece.name.replace('/', '-')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except KeyboardInterrupt as stop:
+        sys.exit(str(stop))

@@ -1,0 +1,301 @@
+"""The evidence is made piece by piece, stops in time, goes on anywhere, and is told as it was measured."""
+
+import importlib
+import json
+import sys
+import time
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_gdd import AutoGenerator, Recipe
+from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
+from hf_gdd.runs import load_state, save_state
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+NAMES = ("reproduce", "tables", "hand_over", "pieces", "evidence", "selection", "benchmark")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield {name: importlib.import_module(name) for name in NAMES}
+        for name in (*NAMES, "hot_paths", "plain_reference"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def small(scripts, monkeypatch):
+    """A size on the digits that takes seconds."""
+    evidence = scripts["evidence"]
+    size = evidence.Size(
+        training={"preset": "tiny", "width": 6, "checkpoint_every": 2, "keep_checkpoints": 9},
+        local_weight=0.3,
+        steps=(6, 4),
+        network="convnet1",
+        recipe=Recipe(max_steps=4, batch_size=32, floor=0.0),
+        seeds={"digits": (0, 1)},
+        n=2,
+    )
+    monkeypatch.setitem(evidence.SIZES, "small", size)
+    monkeypatch.setitem(evidence.DATA, "digits", ("digits", None))
+    return size
+
+
+@pytest.fixture
+def bench(scripts, small, tmp_path, monkeypatch):
+    """Another machine is another current folder: runs know each other by relative paths."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return scripts["pieces"].Bench(Path("runs"), tmp_path / "results", {}, float("inf"))
+
+
+def named(scripts, name):
+    (piece,) = [piece for piece in scripts["evidence"].queue("small") if piece.name == f"small/digits/{name}"]
+    return piece
+
+
+def expired(bench, seconds=0.0):
+    return replace(bench, deadline=time.monotonic() + seconds)
+
+
+@pytest.mark.parametrize("size", ["paper", "lite"])
+def test_the_queue_can_be_worked_off_in_its_order(scripts, size):
+    pieces, done = scripts["evidence"].queue(size), set()
+    for piece in pieces:
+        assert set(piece.needs) <= done, piece.name
+        done.add(piece)
+    assert len({piece.name for piece in pieces}) == len(pieces)
+    for data, seeds in (("fashion_mnist", 3), ("mnist", 3), ("cifar10", 1)):
+        trained = {(p.variant, p.seed) for p in pieces if p.data == data and p.kind == "train"}
+        assert {(name, seed) for name in scripts["evidence"].TABLE_1 for seed in range(seeds)} <= trained
+    assert [piece.data for piece in pieces if piece.kind == "real"] == ["fashion_mnist", "mnist", "cifar10"]
+
+
+def test_every_variant_can_be_trained(scripts):
+    from hf_gdd import GlobalLocalConfig
+
+    evidence = scripts["evidence"]
+    for name, variant in evidence.VARIANTS.items():
+        start = {"start_from": "there"} if variant.start else {}
+        GlobalLocalConfig().changed(method=variant.method, **start, **variant.changes)
+        assert (variant.start is None) == (variant.method == "cgan"), name
+
+
+def test_all_is_done_and_told(scripts, bench, small):
+    evidence, pieces = scripts["evidence"], scripts["evidence"].queue("small")
+    assert {piece.kind for piece in pieces} == {"real", "train", "judge", "best5", "herding", "k-center"}
+    scripts["reproduce"].work(bench, pieces)
+    assert all(bench.result(piece).is_file() for piece in pieces)
+
+    found = scripts["tables"].load(bench.results, "small")
+    for name in evidence.TABLE_1:
+        for protocol in (*evidence.PROTOCOLS, *evidence.BEST_5):
+            rows = found.results("digits", name, protocol, 10)
+            assert [row.generator_seed for row in rows] == [0, 1]
+            assert all(len(row.accuracies) == small.n for row in rows)
+    judged, trained = (
+        json.loads(bench.result(named(scripts, f"dim-seed1-{kind}")).read_text()) for kind in ("judge", "train")
+    )
+    for made in (judged, trained):
+        assert {"commit", "command", "device", "versions", "data", "caveats", "piece"} <= made.keys()
+        assert made["data"]["source"] == "digits:train"
+        assert made["piece"]["seed"] == 1
+    assert trained["steps"] == 4
+    assert trained["run"]["config"]["start_from"] == "cgan"
+    assert trained["handed_over"] == []
+    generator = AutoGenerator.from_pretrained(bench.generator(named(scripts, "dim-seed1-train")))
+    assert generator.dtype == torch.float16
+    assert generator.fingerprint == trained["fingerprint"]
+    # All methods of a seed are tuned from one GAN.
+    stage = bench.folder(named(scripts, "cgan-seed1-train")) / "checkpoints" / "stage-gan.pt"
+    assert stage.is_file()
+
+
+def begun(scripts, bench, piece):
+    """Let a training run out of time after a step or more."""
+    trainer = scripts["pieces"].GlobalLocalTrainer
+    plain = trainer.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "step", lambda self, indices: time.sleep(0.5) or plain(self, indices))
+        with pytest.raises(scripts["pieces"].OutOfTimeError):
+            expired(bench).run(piece)
+    assert not bench.result(piece).is_file()
+    checkpoint = sorted((bench.folder(piece) / "checkpoints").glob("step-*.pt"))[-1]
+    return load_state(checkpoint)["at"]["total"]
+
+
+def test_a_training_stops_in_time_and_goes_on(scripts, bench):
+    piece = named(scripts, "cgan-seed0-train")
+    assert 0 < begun(scripts, bench, piece) < 6
+    bench.run(piece)
+    assert json.loads(bench.result(piece).read_text())["steps"] == 6
+
+
+def test_rows_that_are_there_are_not_made_again(scripts, bench, monkeypatch):
+    piece, pieces = named(scripts, "herding"), scripts["pieces"]
+    made, plain, clock = [], pieces.evaluate, [0.0]
+
+    def evaluate(data, *args, **kwargs):
+        made.append(len(data))
+        clock[0] += 100
+        return plain(data, *args, **kwargs)
+
+    monkeypatch.setattr(pieces, "evaluate", evaluate)
+    monkeypatch.setattr(pieces.time, "monotonic", lambda: clock[0])
+    with pytest.raises(pieces.OutOfTimeError):
+        replace(bench, deadline=150.0).run(piece)
+    assert made == [10, 100]
+    assert not bench.result(piece).is_file()
+    bench.run(piece)
+    assert made == [10, 100, 500]
+
+
+def test_a_judgement_is_of_the_half_precision_file(scripts, bench):
+    """Its images are those of the file that is kept, not of the weights before they were rounded."""
+    train, judge = named(scripts, "cgan-seed0-train"), named(scripts, "cgan-seed0-judge")
+    bench.run(train)
+    bench.run(judge)
+    rows = json.loads(bench.result(judge).read_text())["report"]["results"]
+    kept = AutoGenerator.from_pretrained(bench.generator(train))
+    assert {row["generator"] for row in rows} == {kept.fingerprint}
+    whole = AutoGenerator.from_pretrained(bench.folder(train) / "generator")
+    assert whole.fingerprint != kept.fingerprint
+
+
+@pytest.mark.parametrize("name", ["cgan", "global-local"])
+def test_a_training_goes_on_elsewhere(scripts, bench, tmp_path, name):
+    """And ends near where it would have ended here."""
+    piece = named(scripts, f"{name}-seed0-train")
+    for need in piece.needs:
+        bench.run(need)
+    at = begun(scripts, bench, piece)
+    with elsewhere(scripts, bench, piece, tmp_path):
+        bench.run(piece)
+        assert json.loads(bench.result(piece).read_text())["handed_over"] == [at]
+        there = AutoGenerator.from_pretrained(bench.folder(piece) / "generator")
+    bench.run(piece)
+    assert json.loads(bench.result(piece).read_text())["handed_over"] == []
+    here = AutoGenerator.from_pretrained(bench.folder(piece) / "generator")
+    for one, other in zip(here.state_dict().values(), there.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.002)
+
+
+def test_a_stage_is_taken_on_elsewhere(scripts, bench, tmp_path):
+    """A training that has yet to begin needs the GAN it starts from, and no more of that run."""
+    piece = named(scripts, "dim-seed0-train")
+    bench.run(piece.needs[0])
+    with elsewhere(scripts, bench, piece, tmp_path):
+        bench.run(piece)
+        assert [path.name for path in bench.folder(piece.needs[0]).glob("checkpoints/*")] == ["stage-gan.pt"]
+
+
+def test_a_judgement_goes_on_elsewhere(scripts, bench, tmp_path):
+    train, judge = named(scripts, "cgan-seed0-train"), named(scripts, "cgan-seed0-judge")
+    bench.run(train)
+
+    def told():
+        bench.run(judge)
+        rows = json.loads(bench.result(judge).read_text())["report"]["results"]
+        return [row["accuracies"] for row in rows]
+
+    with elsewhere(scripts, bench, judge, tmp_path):
+        there = told()
+    assert told() == there
+
+
+@contextmanager
+def elsewhere(scripts, bench, piece, tmp_path):
+    """On a machine that has been given what a piece needs, and has nothing else but the results."""
+    hand_over, travels = scripts["hand_over"], tmp_path / "travels"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hand_over, "PART", 10_000)
+        size = hand_over.hand_over(bench, piece, travels)
+        assert {path.stat().st_size for path in sorted(travels.glob("part-*"))[:-1]} == {10_000}
+        assert size == sum(path.stat().st_size for path in travels.iterdir())
+        patch.chdir(tmp_path / "there")
+        hand_over.take_over(bench, travels)
+        yield
+
+
+def test_too_much_does_not_travel(scripts, bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(scripts["hand_over"], "MOST", 1000)
+    piece = named(scripts, "dim-seed0-train")
+    bench.run(piece.needs[0])
+    with pytest.raises(ValueError, match=r"dim-seed0-train needs .* bytes elsewhere, but at most 1,000 may travel"):
+        scripts["hand_over"].hand_over(bench, piece, tmp_path / "travels")
+
+
+def test_the_published_gan_may_travel(scripts, tmp_path):
+    """Its weights and second moments, without the first, which count for nothing, are 40.3 MB."""
+    networks = (
+        ConditionalGANGenerator(tuple("0123456789"), (3, 32, 32)),
+        Discriminator(10, (3, 32, 32)),
+    )
+    state = {}
+    for number, network in enumerate(networks):
+        adam = torch.optim.Adam(network.parameters(), betas=(0.0, 0.9))
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        adam.step()
+        state |= {f"network {number}": network.state_dict(), f"optimizer {number}": adam.state_dict()}
+    hand_over = scripts["hand_over"]
+    save_state(tmp_path / "state.pt", hand_over.compact(state))
+    assert hand_over.MOST * 0.9 < (tmp_path / "state.pt").stat().st_size < hand_over.MOST
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_moments_travel_in_half_precision(scripts, beta):
+    hand_over, torch_random = scripts["hand_over"], torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(300, generator=torch_random))
+    adam = torch.optim.Adam([weight], lr=0.1, betas=(beta, 0.9))
+    weight.grad = 1e-6 * torch.randn(300, generator=torch_random)
+    adam.step()
+    state = {"weights": {"w": weight.detach()}, "optimizer": adam.state_dict(), "at": {"total": 1}}
+    compact = hand_over.compact(state)
+    assert compact["weights"]["w"] is state["weights"]["w"]
+    assert compact["optimizer"]["state"][0]["exp_avg_sq"].dtype == torch.bfloat16
+    assert (compact["optimizer"]["state"][0]["exp_avg"] is None) == (beta == 0)
+    ends = []
+    for moments in (state["optimizer"], hand_over.whole(compact)["optimizer"]):
+        copy = torch.nn.Parameter(weight.detach().clone())
+        adam = torch.optim.Adam([copy], lr=0.1, betas=(beta, 0.9))
+        adam.load_state_dict(deepcopy(moments))
+        assert adam.state[copy]["exp_avg_sq"].dtype == torch.float32
+        copy.grad = torch.full((300,), 1e-6)
+        adam.step()
+        ends.append(copy.detach() - weight.detach())
+    torch.testing.assert_close(*ends, rtol=0.01, atol=1e-3)
+    assert ends[0].abs().min() > 0.001 or beta
+
+
+def test_only_one_program_does_a_piece(scripts, bench):
+    piece = named(scripts, "real")
+    with scripts["reproduce"].claimed(bench, piece) as mine, scripts["reproduce"].claimed(bench, piece) as again:
+        assert mine
+        assert not again
+    with scripts["reproduce"].claimed(bench, piece) as mine:
+        assert mine
+
+
+def test_what_is_committed_is_what_the_json_gives(scripts):
+    root, tables = SCRIPTS.parent, scripts["tables"]
+    found = [tables.load(root / "model_cards" / "evidence", size) for size in scripts["evidence"].SIZES]
+    told = dict(tables.pages(found, root))
+    assert bool(told) == any((root / "model_cards").glob("evidence/*/*/*.json"))
+    assert bool(told) == ("\n## Results\n" in (root / "README.md").read_text())
+    for path, text in told.items():
+        assert path.read_text() == text
+
+
+def test_results_take_their_place_in_readme(scripts):
+    tables = scripts["tables"]
+    once = tables.with_results("# A\n\n## B\n\nb\n\n## Methods\n\nm\n", "r")
+    assert once == "# A\n\n## B\n\nb\n\n## Results\n\nr\n\n## Methods\n\nm\n"
+    assert tables.with_results(once, "other") == once.replace("\nr\n", "\nother\n")
