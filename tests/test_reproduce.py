@@ -14,6 +14,7 @@ import torch
 
 from hf_gdd import AutoGenerator, Recipe
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
+from hf_gdd.report import Report, Result
 from hf_gdd.runs import load_state, save_state
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -282,6 +283,48 @@ def test_only_one_program_does_a_piece(scripts, bench):
         assert not again
     with scripts["reproduce"].claimed(bench, piece) as mine:
         assert mine
+
+
+def judged(scripts, variant, seed, accuracies):
+    """What a judgement of one row leaves."""
+    row = Result(
+        name=variant,
+        protocol="fixed",
+        network="convnet3",
+        ipc=1,
+        accuracies=accuracies,
+        seeds=tuple(range(len(accuracies))),
+        generator_seed=seed,
+        steps=1,
+        distinct_images=10,
+        stored_bytes=1,
+        seconds=60.0,
+    )
+    report = Report((row,), "real", "test", {"lr": 0.1, "floor": 0.0}, "real", "CPU")
+    told = {"commit": "0123456789", "device": "CPU", "versions": {"torch": "2"}, "caveats": ["A copy."]}
+    return scripts["evidence"].Piece("paper", "mnist", "judge", variant, seed), told | {"report": report}
+
+
+def test_tables_keep_generators_and_networks_apart_and_pair_seeds(scripts):
+    tables = scripts["tables"]
+    made = [
+        judged(scripts, "dim", 0, (0.5, 0.7)),
+        judged(scripts, "dim", 1, (0.7, 0.9)),
+        judged(scripts, "cgan-continued", 0, (0.5, 0.5)),
+        judged(scripts, "cgan-continued", 2, (0.1, 0.1)),  # of a seed that the other has not been run with
+    ]
+    found = tables.Found("paper", dict(made))
+    head, _, *rows = (line.strip("| ").split(" | ") for line in tables.table_1(found, "mnist", "fixed").splitlines())
+    cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert cells["dim"]["IPC 1"] == "70.0 ± 14.1 (14.1)"
+    assert cells["dim"]["IPC 10"] == "not run"
+    assert cells["dim"]["published, IPC 1"] == "96.5 ± 0.6"
+    assert cells["cgan-continued"]["published, IPC 1"] == "-"
+    gains = tables.differences(found, "mnist")
+    assert "| dim - cgan-continued | fixed | +10.0 | not run | not run |" in gains
+    told = tables.circumstances(found)
+    assert "4 minutes of judging" in told
+    assert told.endswith("commit 0123456. A copy.")
 
 
 def test_what_is_committed_is_what_the_json_gives(scripts):
