@@ -323,7 +323,7 @@ def test_tables_keep_generators_and_networks_apart_and_pair_seeds(scripts):
     gains = tables.differences(found, "mnist")
     assert "| dim - cgan-continued | fixed | +10.0 | not run | not run |" in gains
     told = tables.circumstances(found)
-    assert "4 minutes of judging" in told
+    assert "0 minutes of training, 4 of judging" in told
     assert told.endswith("commit 0123456. A copy.")
 
 
