@@ -62,7 +62,7 @@ class Way(NamedTuple):
 
     @contextmanager
     def computing(self, device: torch.device) -> Iterator[None]:
-        """The context of a forward pass; what comes after it, losses and gradients, is taken outside."""
+        """The context of a forward pass."""
         products = WeightProducts(FEWEST_CHANNELS) if self.products else nullcontext()
         with autocast(device, self.precision), products:
             yield

@@ -56,7 +56,7 @@ class Bench:
         """Where a finished piece is written down."""
         return self.results / f"{piece.name}.json"
 
-    def run(self, piece: Piece) -> dict[str, Any]:
+    def run(self, piece: Piece) -> None:
         """Do a piece, or go on with it, and write it down.
 
         Raises:
@@ -71,7 +71,6 @@ class Bench:
         found |= provenance() | {"seconds_of_last_call": time.monotonic() - started}
         found |= {"data": {"source": train.source, "train": train.fingerprint, "test": test.fingerprint}}
         write(self.result(piece), found | {"caveats": caveats(train)} | made)
-        return found
 
     def images(self, data: str) -> tuple[ImageTensors, ImageTensors]:
         """Training and test set."""

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hf_gdd import ImageTensors, Recipe
 from hf_gdd.classifiers import Learner, epochs_of
+from hf_gdd.cohort import Cohort
 from hf_gdd.networks import NetworkSpec, build_network
 from hf_gdd.normalising import Normaliser
 from hf_gdd.pixels import to_unit
@@ -17,10 +18,8 @@ def features(spec: NetworkSpec, data: ImageTensors, recipe: Recipe, seed: int = 
     network = build_network(spec, data.num_classes, data.shape, seed=seed).to(data.device)
     normalise, random, steps = Normaliser(data.mean, data.std), Random(seed, data.device), recipe.steps(len(data))
     learner = Learner(network, normalise, recipe, steps)
-    network.train()
     with torch.enable_grad():
-        for _, batch in zip(range(steps), epochs_of(data, recipe, random.device), strict=False):
-            learner.step(*batch, random.device)
+        Cohort([learner]).fit([epochs_of(data, recipe, random.device)], steps, [random.device])
     network.eval()
     seen: list[Tensor] = []
     last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]

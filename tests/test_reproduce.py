@@ -276,6 +276,27 @@ def test_moments_travel_in_half_precision(scripts, beta):
     assert ends[0].abs().min() > 0.001 or beta
 
 
+def test_selections_follow_their_rules(scripts):
+    """On a line: herding balances its choices about the mean, k-center goes for what is farthest from them."""
+    points = torch.tensor([[0.0], [1.0], [4.0], [5.0], [15.0]])  # the mean is 5
+    selection = scripts["selection"]
+    assert selection.herding(points, 4).tolist() == [3, 2, 1, 4]  # the nearest four are 3, 2, 1, 0
+    assert selection.k_center(points, 3).tolist() == [3, 4, 0]
+    labels = torch.tensor([1, 0, 1, 0, 1])
+    assert [rows.tolist() for rows in selection.selected("k-center", points, labels, 2)] == [[1, 3], [2, 4]]
+
+
+def test_a_kept_generator_has_its_card_with_baselines(scripts, bench, tmp_path):
+    for name in ("real", "cgan-seed0-train", "cgan-seed0-judge"):
+        bench.run(named(scripts, name))
+    place = bench.keep(named(scripts, "cgan-seed0-judge"), tmp_path)
+    assert place.name == "digits-cgan-small"
+    kept = AutoGenerator.from_pretrained(place)
+    assert kept.dtype == torch.float16
+    assert {row.name for row in kept.report.results} == {"cgan", "random-real", "full data"}
+    assert (place / "grid.png").is_file()
+
+
 def test_only_one_program_does_a_piece(scripts, bench):
     piece = named(scripts, "real")
     with scripts["reproduce"].claimed(bench, piece) as mine, scripts["reproduce"].claimed(bench, piece) as again:
