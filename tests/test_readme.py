@@ -105,10 +105,13 @@ def test_the_published_generator_is_the_one_in_the_table(name):
 
 def test_nothing_is_left_to_fill_in():
     for path in (ROOT / "README.md", *(ROOT / "scripts").glob("*.py")):
-        text = path.read_text()
-        assert not re.search(r"HEADER|<!--|TODO|XXX", text), path
-        for link in re.findall(r"\]\(([^):#]+)\)", text):
-            assert (ROOT / link).exists(), (path, link)
+        assert not re.search(r"HEADER|<!--|TODO|XXX", path.read_text()), path
+
+
+def test_every_link_of_a_page_leads_to_a_file():
+    for page in (ROOT / "README.md", *(ROOT / "model_cards").rglob("README.md")):
+        for link in re.findall(r"\]\(([^):#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), (page, link)
 
 
 def test_the_training_script_takes_real_and_distilled_images(tmp_path):
