@@ -116,9 +116,9 @@ SIZES = {
         seeds={"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)},
     ),
     "lite": Size(
-        training={"preset": "lite"},
+        training={"preset": "lite", "penalty_every": 4},
         local_weight=0.003,
-        steps=(3000, 200),
+        steps=(1500, 200),
         network=convnet3_64,
         recipe=Recipe(max_steps=300, lr=0.05, schedule="cosine", floor=0.85),
         seeds={"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)},

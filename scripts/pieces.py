@@ -85,6 +85,13 @@ class Bench:
         """Where the generator lies that a training left, in half precision."""
         return self.folder(piece) / "half"
 
+    def at_hand(self, piece: Piece) -> bool:
+        """Whether what a piece needs of finished trainings lies here, too: their JSON may come from elsewhere."""
+        left = (
+            (self.folder(need) / "run.yaml") if piece.kind == "train" else self.generator(need) for need in piece.needs
+        )
+        return all(path.exists() for path in left)
+
     def train(self, piece: Piece) -> dict[str, Any]:
         """Train, and keep the generator in half precision."""
         size, variant = SIZES[piece.size], VARIANTS[piece.variant]

@@ -26,6 +26,7 @@ from pieces import Bench, OutOfTimeError
 
 ROOT = Path(__file__).parent.parent
 CARDS, KEPT = ROOT / "model_cards", "global-local"
+AWAY = "away"  # what it needs is on another machine
 
 
 def main(
@@ -81,7 +82,7 @@ def main(
 
 
 def work(bench: Bench, pieces: list[Piece]) -> None:
-    """Do what can be done until time or work is up."""
+    """Do what can be done until time or work is up; say what can only be done on another machine."""
     while time.monotonic() < bench.deadline:
         for piece in pieces:
             if not ready(bench, piece):
@@ -97,6 +98,12 @@ def work(bench: Bench, pieces: list[Piece]) -> None:
                     return
             break
         else:
+            away = [piece.name for piece in pieces if state(bench, piece) == AWAY]
+            if away:
+                print(
+                    f"Not done, since the generators they need are on another machine: {', '.join(away)}. Run them "
+                    "there, take over from there, or delete the JSON of those trainings to train here again."
+                )
             return
 
 
@@ -106,12 +113,19 @@ def following(bench: Bench, pieces: list[Piece]) -> Piece | None:
 
 
 def ready(bench: Bench, piece: Piece) -> bool:
-    """Whether a piece is to be done and all that it needs is there."""
+    """Whether a piece is to be done and all that it needs is here."""
+    return due(bench, piece) and bench.at_hand(piece)
+
+
+def due(bench: Bench, piece: Piece) -> bool:
+    """Whether a piece is to be done next, here or elsewhere."""
     return not bench.result(piece).is_file() and all(bench.result(need).is_file() for need in piece.needs)
 
 
 def state(bench: Bench, piece: Piece) -> str:
     """In a word."""
+    if due(bench, piece) and not bench.at_hand(piece):
+        return AWAY
     return "done" if bench.result(piece).is_file() else "begun" if bench.folder(piece).is_dir() else "open"
 
 

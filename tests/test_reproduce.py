@@ -225,6 +225,19 @@ def elsewhere(scripts, bench, piece, tmp_path):
         yield
 
 
+def test_what_needs_a_generator_of_elsewhere_is_not_tried_but_told(scripts, bench, small, monkeypatch, capsys):
+    """Results travel with the repository, runs do not."""
+    train, judge = named(scripts, "cgan-seed0-train"), named(scripts, "cgan-seed0-judge")
+    bench.run(train)
+    here = replace(bench, runs=Path("empty"))
+    reproduce, pieces = scripts["reproduce"], [judge, named(scripts, "dim-seed0-train")]
+    assert [reproduce.state(bench, piece) for piece in pieces] == ["open", "open"]
+    assert [reproduce.state(here, piece) for piece in pieces] == ["away", "away"]
+    reproduce.work(here, pieces)
+    assert not any(here.result(piece).is_file() for piece in pieces)
+    assert all(word in capsys.readouterr().out for word in ("another machine", *(piece.name for piece in pieces)))
+
+
 def test_too_much_does_not_travel(scripts, bench, tmp_path, monkeypatch):
     monkeypatch.setattr(scripts["hand_over"], "MOST", 1000)
     piece = named(scripts, "dim-seed0-train")

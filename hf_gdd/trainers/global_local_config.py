@@ -109,17 +109,20 @@ class GlobalLocalConfig(TrainingConfig):
         }
 
 
-# The published rate and weights move a small generator by next to nothing in a short run. In `lite` and `tiny` they are
-# such that matching has a good part of the generator's gradient, and the average outlasts the swings of the GAN.
+# The published rates and weights move a small generator by next to nothing in a short run. In `lite` and `tiny` they are
+# such that matching has a good part of the generator's gradient, and the average outlasts the swings of the GAN; a
+# discriminator that learns classes from the images of an untrained generator, too, holds it up at the start.
 PRESETS = {
     "paper": GlobalLocalConfig(),
     "fast": GlobalLocalConfig(preset="fast", penalty_every=4, mixed_precision="auto"),
     "lite": GlobalLocalConfig(
         preset="lite",
         width=64,
+        class_on_fakes=False,
         ema_decay=0.99,
         gan_epochs=20,
         gan_batch_size=64,
+        gan_lr=5e-4,
         match_epochs=4,
         match_lr=1e-4,
         global_weight=0.1,
