@@ -235,7 +235,8 @@ def test_what_needs_a_generator_of_elsewhere_is_not_tried_but_told(scripts, benc
     assert [reproduce.state(here, piece) for piece in pieces] == ["away", "away"]
     reproduce.work(here, pieces)
     assert not any(here.result(piece).is_file() for piece in pieces)
-    assert all(word in capsys.readouterr().out for word in ("another machine", *(piece.name for piece in pieces)))
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("another machine", *(piece.name for piece in pieces)))
 
 
 def test_too_much_does_not_travel(scripts, bench, tmp_path, monkeypatch):

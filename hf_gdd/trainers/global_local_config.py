@@ -109,9 +109,9 @@ class GlobalLocalConfig(TrainingConfig):
         }
 
 
-# The published rates and weights move a small generator by next to nothing in a short run. In `lite` and `tiny` they are
-# such that matching has a good part of the generator's gradient, and the average outlasts the swings of the GAN; a
-# discriminator that learns classes from the images of an untrained generator, too, holds it up at the start.
+# The published rates and weights move a small generator by next to nothing in a short run. In `lite` and `tiny` they
+# are such that matching has a good part of the generator's gradient, and the average outlasts the swings of the GAN; a
+# discriminator that learns classes from the images of an untrained generator, too, would hold it up at the start.
 PRESETS = {
     "paper": GlobalLocalConfig(),
     "fast": GlobalLocalConfig(preset="fast", penalty_every=4, mixed_precision="auto"),
