@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import tyro
 from matplotlib.figure import Figure
-from torch import nn
+from narrow import convnet3_narrow
 
 from hf_gdd import DiffusionMemoryTrainer, ImageTensors, Recipe, Report, baselines, evaluate
 from hf_gdd.memory import ClassMemory
@@ -43,14 +43,6 @@ SWEEP: dict[str, dict[str, Any]] = {
 }
 IPCS = (10, 50)
 FLOOR = 0.5  # of full data, by a network this narrow at 32 px
-
-
-def convnet3_narrow(num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """A ConvNet-3 of 32 channels rather than 128, which two CPU cores can train often."""
-    layers: list[nn.Module] = []
-    for channels in (shape[0], 32, 32):
-        layers += [nn.Conv2d(channels, 32, 3, padding=1), nn.GroupNorm(32, 32), nn.ReLU(), nn.AvgPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * (shape[1] // 8) ** 2, num_classes))
 
 
 def main(

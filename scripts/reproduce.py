@@ -37,7 +37,7 @@ def main(
     keep: bool = False,
     budget: float = float("inf"),
     only: str = "",
-    data: tuple[tuple[str, str], ...] = (),
+    data: tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]] = (),
     runs: Path = Path("runs/reproduce"),
     results: Path = CARDS / "evidence",
     take_over_from: Path | None = None,
@@ -53,7 +53,7 @@ def main(
         keep: leave the global-local generator of seed 0 of every data set in `model_cards`, with its card.
         budget: seconds after which no piece is begun and a training is stopped.
         only: pieces whose names contain this.
-        data: a local folder instead of a Hub id, as `fashion_mnist FOLDER`.
+        data: a local folder instead of a Hub id, as `--data fashion_mnist FOLDER --data mnist FOLDER`.
         runs: where runs and unfinished rows are kept.
         results: where the JSON of finished pieces is kept.
         take_over_from: a folder that `--hand-over-to` wrote on another machine.

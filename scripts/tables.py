@@ -14,6 +14,7 @@ from evidence import (
     FIGURE_3,
     IPCS,
     PROTOCOLS,
+    REAL,
     SIZES,
     TABLE_1,
     TABLE_2,
@@ -173,6 +174,12 @@ def circumstances(found: Found) -> str:
     )
     steps = [str(cap) if cap else "all" for cap in size.steps]
     caveats = "".join(f" {told}" for told in dict.fromkeys(told for made in done for told in made["caveats"]))
+    caveats += "".join(
+        f" {TITLES[piece.data]}: {told}."
+        for piece, made in found.pieces.items()
+        if made and piece.kind == REAL
+        for told in made["report"].problems
+    )
     handed = " Some states travelled with moments in half precision." * any(made.get("handed_over") for made in done)
     return (
         f"Size `{found.size}`: {steps[0]} steps of the GAN, {steps[1]} of the second stage; judged by {size.n} "
