@@ -66,8 +66,8 @@ class ModelPool:
         return Learner(network.to(self.data.device), normalise, self.recipe, steps=self.refresh * self.inner_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """The current network with its momentum, and its age."""
-        learner = None if self.learner is None else self.learner.state_dict()
+        """The current network with its momentum, and its age; no network if the next matching draws a fresh one."""
+        learner = None if self.learner is None or self.age == self.refresh else self.learner.state_dict()
         return {"choice": self.choice, "age": self.age, "learner": learner}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ SIZES = {
         seeds={"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)},
     ),
     "lite": Size(
-        training={"preset": "lite", "penalty_every": 4},
+        training={"preset": "lite", "penalty_every": 4, "checkpoint_every": 50},
         local_weight=0.003,
         steps=(1500, 200),
         network=convnet3_narrow,
@@ -157,7 +157,7 @@ def generator_of(size: str, data: str, variant: str, seed: int) -> Piece:
 
 
 def queue(size: str) -> list[Piece]:
-    """All pieces in the order in which they are to be run: Table 1 seed by seed, its best of five tests, then the rest."""
+    """All pieces in the order in which they are to be run: Table 1 seed by seed, best of five tests, then the rest."""
     found: dict[Piece, None] = {}
 
     def add(data: str, variants: tuple[str, ...], seed: int, **judged: Any) -> None:

@@ -21,27 +21,38 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 NAMES, PARTS = "files.json", "part-{:03}"
 
 
-def hand_over(bench: Bench, piece: Piece, folder: Path) -> int:
-    """Write what `piece` needs to begin or to go on elsewhere; returns the bytes.
+def hand_over(bench: Bench, piece: Piece, folder: Path) -> tuple[int, int]:
+    """Write what `piece` needs to begin or to go on elsewhere, from the latest of its states that may travel.
+
+    Returns:
+        The step after which it goes on, 0 if it begins anew, and the bytes.
 
     Raises:
-        ValueError: it is more than may travel.
+        ValueError: even what it begins with is more than may travel.
 
     """
+    states = sorted((bench.folder(piece) / "checkpoints").glob("step-*.pt"), reverse=True)
+    for state in (*states, None) if piece.kind == "train" else (None,):
+        size = write(folder, needed(bench, piece, state), bench.runs)
+        if size <= MOST:
+            return load_state(state)["at"]["total"] if state else 0, size
+    raise ValueError(f"{piece.name} needs {size:,} bytes elsewhere, but at most {MOST:,} may travel.")
+
+
+def write(folder: Path, paths: list[Path], runs: Path) -> int:
+    """Pack files of the folder of all runs; returns the bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    files, packed = needed(bench, piece), folder / "packed.pt"
-    for path, place in files.items():
+    packed = folder / "packed.pt"
+    for path in paths:
+        place = path.relative_to(runs).as_posix()
         if path.suffix == ".pt":
             save_state(packed, compact(load_state(path)))
             append(folder, place, packed.read_bytes())
             packed.unlink()
         else:
             append(folder, place, path.read_bytes())
-    sizes = [path.stat().st_size for path in folder.iterdir()]
-    if sum(sizes) > MOST:
-        raise ValueError(f"{piece.name} needs {sum(sizes):,} bytes elsewhere, but at most {MOST:,} may travel.")
-    return sum(sizes)
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def take_over(bench: Bench, folder: Path) -> list[str]:
@@ -60,23 +71,21 @@ def take_over(bench: Bench, folder: Path) -> list[str]:
     return [place for place, _ in found]
 
 
-def needed(bench: Bench, piece: Piece) -> dict[Path, str]:
-    """Files that a piece begins or goes on with, and where they belong in the folder of all runs."""
+def needed(bench: Bench, piece: Piece, state: Path | None) -> list[Path]:
+    """Files that a piece begins with, or a training goes on with after `state`."""
     paths = []
     if piece.kind == "train":
-        run = bench.folder(piece)
-        begun = sorted((run / "checkpoints").glob("step-*.pt"))[-1:]
-        paths += begun
-        if begun:
-            paths += [run / name for name in ("run.yaml", "metrics.jsonl", "handed_over.json")]
+        if state:
+            run = bench.folder(piece)
+            paths += [state, *(run / name for name in ("run.yaml", "metrics.jsonl", "handed_over.json"))]
         for start in piece.needs:  # whose settings are read again even by a run that has begun
             folder = bench.folder(start)
-            paths += [folder / "run.yaml"] + [stage_file(folder, "gan")] * (not begun)
+            paths += [folder / "run.yaml"] + [stage_file(folder, "gan")] * (not state)
     else:
         for generator in piece.needs:
             paths += sorted(bench.generator(generator).iterdir())
         paths += sorted(bench.folder(piece).glob("*.json"))  # rows that are there already
-    return {path: path.relative_to(bench.runs).as_posix() for path in paths if path.is_file()}
+    return [path for path in paths if path.is_file()]
 
 
 def append(folder: Path, place: str, content: bytes) -> None:

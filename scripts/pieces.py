@@ -94,13 +94,16 @@ class Bench:
 
     def train(self, piece: Piece) -> dict[str, Any]:
         """Train, and keep the generator in half precision."""
-        size, variant = SIZES[piece.size], VARIANTS[piece.variant]
+        size, variant, images = SIZES[piece.size], VARIANTS[piece.variant], self.images(piece.data)[0]
         settings = {"seed": piece.seed, "image_size": DATA[piece.data][1], "method": variant.method}
+        if variant.start:  # save where the pool is to draw a fresh network: such a state is small enough to travel
+            preset = GlobalLocalTrainer.configure(size.training["preset"])
+            settings["checkpoint_every"] = preset.pool_refresh or len(images) // preset.match_batch_size
         settings |= size.training | {"local_weight": size.local_weight * variant.factor}
         settings |= {"max_steps": size.steps[1 if variant.start else 0]} | variant.changes
         if variant.start:
             settings["start_from"] = str(self.folder(piece.needs[0]))
-        trainer = GlobalLocalTrainer(self.images(piece.data)[0], output_dir=self.folder(piece), **settings)
+        trainer = GlobalLocalTrainer(images, output_dir=self.folder(piece), **settings)
         with self.stopped_in_time():
             generator = trainer.fit()
         generator.half().save_pretrained(self.generator(piece))

@@ -67,8 +67,11 @@ def main(
     if next:
         work(bench, pieces)
     if hand_over_to:
-        piece = following(bench, pieces)
-        print(f"{piece.name}: {hand_over(bench, piece, hand_over_to):,} bytes" if piece else "Nothing is left to do.")
+        if piece := following(bench, pieces):
+            step, size = hand_over(bench, piece, hand_over_to)
+            print(f"{piece.name}: {size:,} bytes, goes on after step {step}")
+        else:
+            print("Nothing is left to do.")
     if keep:
         for piece in pieces:
             if (piece.kind, piece.variant, piece.seed) == ("judge", KEPT, 0) and bench.result(piece).is_file():

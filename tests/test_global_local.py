@@ -541,6 +541,28 @@ def test_the_pool_is_renewed_as_often_as_told(tmp_path):
     assert len(fresh) == len(set(fresh)) == 3
 
 
+def test_a_network_that_is_to_be_replaced_is_not_saved():
+    """The state of a pool of large networks is small there, and the next matching is the same."""
+
+    def matched(times, state=None):
+        random = Random(3)
+        pool = ModelPool(("convnet1", "convnet2"), DIGITS, inner_steps=1, refresh=2, random=random)
+        if state:
+            random.load_state_dict(state[0])
+            pool.load_state_dict(state[1])
+        for _ in range(times):
+            pool.advance()
+        return pool, (random.state_dict(), pool.state_dict())
+
+    assert matched(1)[1][1]["learner"] is not None
+    _, state = matched(2)
+    assert state[1]["learner"] is None
+    one, other = matched(3)[0].learner.network, matched(1, state)[0].learner.network
+    assert type(one) is type(other)
+    for here, there in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(here, there)
+
+
 # What all of it is for.
 
 

@@ -217,7 +217,7 @@ def elsewhere(scripts, bench, piece, tmp_path):
     hand_over, travels = scripts["hand_over"], tmp_path / "travels"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hand_over, "PART", 10_000)
-        size = hand_over.hand_over(bench, piece, travels)
+        _, size = hand_over.hand_over(bench, piece, travels)
         assert {path.stat().st_size for path in sorted(travels.glob("part-*"))[:-1]} == {10_000}
         assert size == sum(path.stat().st_size for path in travels.iterdir())
         patch.chdir(tmp_path / "there")
@@ -245,6 +245,24 @@ def test_too_much_does_not_travel(scripts, bench, tmp_path, monkeypatch):
     bench.run(piece.needs[0])
     with pytest.raises(ValueError, match=r"dim-seed0-train needs .* bytes elsewhere, but at most 1,000 may travel"):
         scripts["hand_over"].hand_over(bench, piece, tmp_path / "travels")
+
+
+def test_the_latest_state_that_may_travel_does(scripts, bench, small, tmp_path, monkeypatch):
+    """Where the pool is to draw a fresh network a state is smaller than after the next step."""
+    training = small.training | {"checkpoint_every": 1, "pool_refresh": 2, "pool": ("resnet10-dd",)}
+    monkeypatch.setitem(scripts["evidence"].SIZES, "small", replace(small, training=training))
+    piece, hand_over = named(scripts, "dim-seed0-train"), scripts["hand_over"]
+    for each in (*piece.needs, piece):
+        bench.run(each)
+    bench.result(piece).unlink()
+    (bench.folder(piece) / "checkpoints" / "step-000000004.pt").unlink()
+    went, most = [], float("inf")
+    for _ in range(3):
+        monkeypatch.setattr(hand_over, "MOST", most)
+        went.append(hand_over.hand_over(bench, piece, tmp_path / "travels"))
+        most = went[-1][1] - 1
+    assert [step for step, _ in went] == [3, 2, 0]
+    assert went[0][1] > went[1][1] + 5_000_000
 
 
 def test_the_published_gan_may_travel(scripts, tmp_path):
