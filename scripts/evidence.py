@@ -72,6 +72,7 @@ FIGURE_3 = tuple(name for name in VARIANTS if name.startswith("local x"))
 ABLATIONS = ("local paired_mean", "global logit_mean", "untrained pool", "minimax", "EMA .999")
 TABLE_2_NETWORKS = ("convnet3", "resnet18-dd", "resnet18-dc", "alexnet", "vgg11")
 REAL = "real"
+KEPT = "global-local"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Size:
         recipe: by which it is trained.
         seeds: of the generators, by data set.
         n: networks of a row.
+        shared_draws: whether they see the same batches, which a generator then makes once.
 
     """
 
@@ -96,6 +98,7 @@ class Size:
     recipe: Recipe
     seeds: Mapping[str, tuple[int, ...]]
     n: int = 5
+    shared_draws: bool = False
 
 
 SIZES = {
@@ -114,6 +117,7 @@ SIZES = {
         network=convnet3_narrow,
         recipe=Recipe(max_steps=400, lr=0.1, schedule="cosine", floor=0.8),
         seeds={"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)},
+        shared_draws=True,
     ),
 }
 
@@ -136,6 +140,11 @@ class Piece:
         """Of the piece and of its file."""
         variant = f"{slug(self.variant)}-seed{self.seed}-" if self.variant else ""
         return f"{self.size}/{self.data}/{variant}{self.kind}"
+
+    @property
+    def card(self) -> str:
+        """Of the folder in which its generator is kept."""
+        return f"{self.data}-{slug(self.variant)}-{self.size}"
 
     @property
     def needs(self) -> tuple["Piece", ...]:
@@ -184,3 +193,8 @@ def queue(size: str) -> list[Piece]:
     if "cifar10" in SIZES[size].seeds:
         add("cifar10", TABLE_2, 0, ipcs=(10,), protocols=("dynamic",), networks=TABLE_2_NETWORKS)
     return list(found)
+
+
+def kept(size: str) -> list[Piece]:
+    """The judgements whose generators are kept with their cards."""
+    return [Piece(size, data, "judge", KEPT, seeds[0]) for data, seeds in SIZES[size].seeds.items()]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from benchmark import commit
-from evidence import DATA, REAL, SIZES, VARIANTS, Piece, slug
+from evidence import DATA, REAL, SIZES, VARIANTS, Piece
 from selection import features, selected
 
 from hf_gdd import AutoGenerator, GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate
@@ -197,14 +197,14 @@ class Bench:
         generator = AutoGenerator.from_pretrained(self.generator(judge.needs[0]))
         found = [self.result(each) for each in (Piece(judge.size, judge.data, REAL), judge)]
         generator.report = Report.merge(Report.from_dict(json.loads(path.read_text())["report"]) for path in found)
-        place = folder / f"{judge.data}-{slug(judge.variant)}-{judge.size}"
-        generator.save_pretrained(place)
-        return place
+        generator.save_pretrained(folder / judge.card)
+        return folder / judge.card
 
     def options(self, piece: Piece) -> dict[str, Any]:
         """How networks are trained."""
         size = SIZES[piece.size]
-        return {"networks": piece.networks or (size.network,), "n": size.n, "recipe": size.recipe, "seed": 0}
+        networks, shared = piece.networks or (size.network,), size.shared_draws
+        return {"networks": networks, "n": size.n, "recipe": size.recipe, "seed": 0, "shared_draws": shared}
 
     def rows(self, piece: Piece, made: Mapping[str, Callable[[], Report]]) -> dict[str, Any]:
         """One report of several, each of which is kept as soon as it is made.

@@ -19,13 +19,13 @@ from typing import Literal
 
 import tables
 import tyro
-from evidence import Piece, queue
+from evidence import Piece, kept, queue
 from filelock import FileLock, Timeout
 from hand_over import hand_over, take_over
 from pieces import Bench, OutOfTimeError
 
 ROOT = Path(__file__).parent.parent
-CARDS, KEPT = ROOT / "model_cards", "global-local"
+CARDS = ROOT / "model_cards"
 AWAY = "away"  # what it needs is on another machine
 
 
@@ -73,8 +73,8 @@ def main(
         else:
             print("Nothing is left to do.")
     if keep:
-        for piece in pieces:
-            if (piece.kind, piece.variant, piece.seed) == ("judge", KEPT, 0) and bench.result(piece).is_file():
+        for piece in kept(size):
+            if piece in pieces and bench.result(piece).is_file():
                 print(bench.keep(piece, CARDS))
     if list:
         for piece in pieces:

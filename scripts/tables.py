@@ -21,6 +21,7 @@ from evidence import (
     TABLE_2_NETWORKS,
     VARIANTS,
     Piece,
+    kept,
     queue,
 )
 from matplotlib.figure import Figure
@@ -181,9 +182,10 @@ def circumstances(found: Found) -> str:
         for told in made["report"].problems
     )
     handed = " Some states travelled with moments in half precision." * any(made.get("handed_over") for made in done)
+    shared = ", which see the same draws" * size.shared_draws
     return (
         f"Size `{found.size}`: {steps[0]} steps of the GAN, {steps[1]} of the second stage; judged by {size.n} "
-        f"{network_name(size.network)} each ({recipe}). Mean ± deviation over generators (over networks) in %; "
+        f"{network_name(size.network)} each{shared} ({recipe}). Mean ± deviation over generators (over networks) in %; "
         f"{devices}; {trained / 60:,.0f} minutes of training, {judged / 60:,.0f} of judging; {versions}; commit "
         f"{commits}.{caveats}{handed}"
     )
@@ -196,15 +198,17 @@ def left(found: Found) -> str:
 
 
 def section(found: Found, *, whole: bool) -> str:
-    """All tables of a size; unless `whole`, those of data sets that are complete for a seed."""
+    """All tables of a size; unless `whole`, those of data sets for which every method was judged."""
     parts = []
     for data in TITLES:
-        begun = any(made and piece.data == data for piece, made in found.pieces.items())
-        if begun:
-            parts += [table_1(found, data, protocol) for protocol in (*PROTOCOLS, *(BEST_5 if whole else ()))]
-            parts.append(differences(found, data))
-    if whole and found.done:
-        parts += [table_2(found), choices(found)]
+        judged = [bool(found.results(data, name, PROTOCOLS[-1], IPCS[-1])) for name in TABLE_1]
+        if any(judged) if whole else all(judged):
+            tested = any(found.results(data, name, *BEST_5, ipc) for name in TABLE_1 for ipc in IPCS)
+            shown = (*PROTOCOLS, *(BEST_5 if whole and tested else ()))
+            parts += [*(table_1(found, data, protocol) for protocol in shown), differences(found, data)]
+    if whole:
+        names = {piece.variant for piece, made in found.pieces.items() if made and "report" in made}
+        parts += [table_2(found)] * bool(names & {*TABLE_2}) + [choices(found)] * bool(names & {*FIGURE_3, *ABLATIONS})
     return "\n\n".join([*parts, circumstances(found), *([left(found)] if whole else [])]) if found.done else ""
 
 
@@ -278,7 +282,7 @@ def write_all(results: Path, root: Path) -> Iterator[Path]:
 def pages(found: Sequence[Found], root: Path) -> Iterator[tuple[Path, str]]:
     """What README and the page of all results are to say; nothing while there is nothing to tell."""
     if any(each.done for each in found):
-        yield root / "model_cards" / "README.md", all_results(found)
+        yield root / "model_cards" / "README.md", all_results(found, root / "model_cards")
         readme = root / "README.md"
         yield readme, with_results(readme.read_text(), in_readme(found))
 
@@ -298,7 +302,7 @@ def in_readme(found: Sequence[Found]) -> str:
     return "\n\n".join([section(largest, whole=False), picture, COMPARED, more])
 
 
-def all_results(found: Sequence[Found]) -> str:
+def all_results(found: Sequence[Found], cards: Path) -> str:
     """The page of all results."""
     parts = ["# Results", "Written by `python scripts/reproduce.py --table` from the JSON in `evidence`.", COMPARED]
     for each in found:
@@ -307,7 +311,22 @@ def all_results(found: Sequence[Found]) -> str:
         for name, what in (("accuracy", "Accuracy against images per class"), ("local-weight", "Figure 3")):
             if f"{name}-{each.size}.png" in pictures(each):
                 parts.append(f"![{what}]({name}-{each.size}.png)")
-    return "\n\n".join(parts) + "\n"
+        parts += [
+            f"Samples of [{piece.card}]({piece.card}/README.md), a class a row: ![samples]({piece.card}/grid.png)"
+            for piece in kept(each.size)
+            if (cards / piece.card).is_dir()
+        ]
+    return "\n\n".join([*parts, *other_cards(cards)]) + "\n"
+
+
+def other_cards(cards: Path) -> Iterator[str]:
+    """What the cards tell that are not of this queue: the other methods, and the digits."""
+    yield "## Other methods and data sets"
+    own = {piece.card for size in SIZES for piece in kept(size)}
+    for path in sorted(cards.glob("*/report.json")):
+        name = path.parent.name
+        if name not in own:
+            yield f"### [{name}]({name}/README.md)\n\n{Report.load(path).markdown()}"
 
 
 def with_results(readme: str, results: str) -> str:
