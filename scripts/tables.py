@@ -96,8 +96,8 @@ def table_1(found: Found, data: str, protocol: str) -> str:
         rows.append([name, *ours, *theirs])
     mean, std = PUBLISHED["all_data"][data]
     rows.append([FULL_DATA, cell(found.results(data, FULL_DATA, "fixed", None)), "", "", f"{mean} ± {std}", "", ""])
-    head = [f"{TITLES[data]}, `{protocol}`", *(f"IPC {ipc}" for ipc in IPCS)]
-    return markdown([[*head, *(f"published, IPC {ipc}" for ipc in IPCS)], *rows])
+    head = [f"{whose}, IPC {ipc}" for whose in (found.size, "published") for ipc in IPCS]
+    return markdown([[f"{TITLES[data]}, `{protocol}`", *head], *rows])
 
 
 def differences(found: Found, data: str) -> str:
@@ -120,13 +120,15 @@ def differences(found: Found, data: str) -> str:
                 spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
                 cells.append(f"{statistics.fmean(gains):+.1f}{spread}" if gains else "not run")
             rows.append([f"{name} - {other}", protocol, *cells])
-    return markdown([[f"{TITLES[data]}, points gained", "protocol", *(f"IPC {ipc}" for ipc in IPCS)], *rows])
+    head = ["protocol", *(f"{found.size}, IPC {ipc}" for ipc in IPCS)]
+    return markdown([[f"{TITLES[data]}, points gained", *head], *rows])
 
 
 def table_2(found: Found) -> str:
     """Other architectures, and what was published of some ResNet-18 and of the others."""
     rows = [
-        [name, *(cell(found.results("cifar10", name, "dynamic", 10, network)) for network in TABLE_2_NETWORKS)]
+        [f"{name}, {found.size}"]
+        + [cell(found.results("cifar10", name, "dynamic", 10, network)) for network in TABLE_2_NETWORKS]
         for name in TABLE_2
     ]
     told = PUBLISHED["table_2"]
@@ -152,7 +154,7 @@ def choices(found: Found) -> str:
         ]
         for name in ("cgan", "global-local")
     ]
-    return markdown([["Fashion-MNIST", "IPC", *PROTOCOLS], *rows])
+    return markdown([["Fashion-MNIST", "IPC", *(f"{found.size}, `{protocol}`" for protocol in PROTOCOLS)], *rows])
 
 
 def one(rows: Sequence[Result]) -> list[Result]:

@@ -369,8 +369,8 @@ def test_tables_keep_generators_and_networks_apart_and_pair_seeds(scripts):
     found = tables.Found("paper", dict(made))
     head, _, *rows = (line[2:-2].split(" | ") for line in tables.table_1(found, "mnist", "fixed").splitlines())
     cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-    assert cells["dim"]["IPC 1"] == "70.0 ± 14.1 (14.1)"
-    assert cells["dim"]["IPC 10"] == "not run"
+    assert cells["dim"]["paper, IPC 1"] == "70.0 ± 14.1 (14.1)"
+    assert cells["dim"]["paper, IPC 10"] == "not run"
     assert cells["dim"]["published, IPC 1"] == "96.5 ± 0.6"
     assert cells["cgan-continued"]["published, IPC 1"] == "-"
     gains = tables.differences(found, "mnist")
