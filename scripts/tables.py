@@ -293,14 +293,18 @@ COMPARED = """What cannot be compared: the papers count as IPC the images that a
 (`dynamic`), so that a network sees up to a thousand times as many different ones, and print it beside methods that
 store exactly IPC images of a class (`fixed`). They report the best of five tests on the test set itself, of generators
 that were chosen by test accuracy as well, and deviations over networks that share one generator. Here a row is tested
-once, at its end (but `dynamic-best5-test`, their way), and nothing is chosen by test data."""
+once, at its end (but `dynamic-best5-test`, their way), and nothing is chosen by test data. At `lite` generators and
+networks are small and learn for minutes: there compare what stands in one column of ours, not ours with theirs."""
 
 
 def in_readme(found: Sequence[Found]) -> str:
     """README's section, without its heading: what the largest size that was run has come to."""
     largest = next(each for each in found if each.done)
     picture = f"![Accuracy against images per class](model_cards/accuracy-{largest.size}.png)"
-    more = "All of it, and what was not run, is in [model_cards](model_cards/README.md)."
+    more = (
+        "All of it, and what was not run, is in [model_cards](model_cards/README.md); `python scripts/reproduce.py "
+        "--next` goes on with it."
+    )
     return "\n\n".join([section(largest, whole=False), picture, COMPARED, more])
 
 
