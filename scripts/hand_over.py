@@ -6,19 +6,20 @@ The first moments of an Adam whose first beta is zero are not taken along: the n
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from evidence import Piece
-from pieces import Bench
+from pieces import CALLS, Bench
 from torch import Tensor
 
 from hf_gdd.runs import load_state, save_state, stage_file
 
 PART, MOST = 15 * 2**20, 40 * 2**20  # bytes of a file, and of all of them
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-NAMES, PARTS = "files.json", "part-{:03}"
+NAMES, PARTS = "files.json", "part-{}"
 
 
 def hand_over(bench: Bench, piece: Piece, folder: Path) -> tuple[int, int]:
@@ -28,14 +29,21 @@ def hand_over(bench: Bench, piece: Piece, folder: Path) -> tuple[int, int]:
         The step after which it goes on, 0 if it begins anew, and the bytes.
 
     Raises:
-        ValueError: even what it begins with is more than may travel.
+        ValueError: even what it begins with is more than may travel, or the folder holds something else.
 
     """
+    other = [path.name for path in folder.glob("*") if path.name != NAMES and not path.match(PARTS.format("*"))]
+    if other:
+        raise ValueError(f"{folder} holds {other[0]}: name an empty folder, or one that was handed over.")
+    part = folder.with_name(folder.name + ".part")
     states = sorted((bench.folder(piece) / "checkpoints").glob("step-*.pt"), reverse=True)
     for state in (*states, None) if piece.kind == "train" else (None,):
-        size = write(folder, needed(bench, piece, state), bench.runs)
+        size = write(part, needed(bench, piece, state), bench.runs)
         if size <= MOST:
-            return load_state(state)["at"]["total"] if state else 0, size
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+            return step_of(state), size
+    shutil.rmtree(part)
     raise ValueError(f"{piece.name} needs {size:,} bytes elsewhere, but at most {MOST:,} may travel.")
 
 
@@ -43,6 +51,7 @@ def write(folder: Path, paths: list[Path], runs: Path) -> int:
     """Pack files of the folder of all runs; returns the bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    (folder / NAMES).write_text("[]")
     packed = folder / "packed.pt"
     for path in paths:
         place = path.relative_to(runs).as_posix()
@@ -56,28 +65,66 @@ def write(folder: Path, paths: list[Path], runs: Path) -> int:
 
 
 def take_over(bench: Bench, folder: Path) -> list[str]:
-    """Put what `hand_over` wrote where `bench` looks for it; returns the files' names."""
-    contents = b"".join(path.read_bytes() for path in sorted(folder.glob(PARTS.format(0)[:-3] + "*")))
-    found, start = json.loads((folder / NAMES).read_text()), 0
-    for place, length in found:
-        path = bench.runs / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(contents[start : start + length])
-        start += length
-        if path.suffix == ".pt":
-            state = whole(load_state(path))
-            save_state(path, state)
-            record(path, state)
-    return [place for place, _ in found]
+    """Put what `hand_over` wrote where `bench` looks for it, but for what is there or went further; returns its files.
+
+    Raises:
+        ValueError: a part is missing or cut, or another program is at such a piece.
+
+    """
+    contents = b"".join(path.read_bytes() for path in sorted(folder.glob(PARTS.format("*"))))
+    found = json.loads((folder / NAMES).read_text())
+    if len(contents) != sum(length for _, length in found):
+        raise ValueError(f"A part is missing in {folder}, or cut: copy all of what was handed over again.")
+    incoming = {piece_of(place): 0 for place, _ in found}
+    incoming |= {piece_of(place): step_of(Path(place)) for place, _ in found if "/step-" in place}
+    taken, start = [], 0
+    with ExitStack() as claims:
+        if not all(claims.enter_context(bench.claimed(name)) for name in incoming):
+            raise ValueError(f"Another program is at one of {', '.join(incoming)}: take over when it has stopped.")
+        here = {name: newest(bench.runs / name) for name in incoming}
+        for place, length in found:
+            path, name = bench.runs / place, piece_of(place)
+            if here[name] < incoming[name] or not (incoming[name] or path.exists()):
+                put(path, contents[start : start + length])
+                taken.append(place)
+            start += length
+    return taken
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; of a state with its moments."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    if path.suffix == ".pt":
+        state = whole(load_state(part))
+        save_state(part, state)
+        record(path, state)
+    part.replace(path)
+
+
+def piece_of(place: str) -> str:
+    """The name of the piece that a file of the folder of all runs belongs to."""
+    return "/".join(Path(place).parts[:3]).removesuffix(CALLS)
+
+
+def step_of(state: Path | None) -> int:
+    """After which step a state was saved, as its name tells."""
+    return int(state.stem.removeprefix("step-")) if state else 0
+
+
+def newest(run: Path) -> int:
+    """The step of the last state of a run, 0 if there is none."""
+    return max(map(step_of, (run / "checkpoints").glob("step-*.pt")), default=0)
 
 
 def needed(bench: Bench, piece: Piece, state: Path | None) -> list[Path]:
     """Files that a piece begins with, or a training goes on with after `state`."""
-    paths = []
+    paths = [bench.runs / f"{piece.name}{CALLS}"]
     if piece.kind == "train":
         if state:
             run = bench.folder(piece)
-            paths += [state, *(run / name for name in ("run.yaml", "metrics.jsonl", "handed_over.json"))]
+            paths += [*(run / name for name in ("run.yaml", "metrics.jsonl", "handed_over.json")), state]
         for start in piece.needs:  # whose settings are read again even by a run that has begun
             folder = bench.folder(start)
             paths += [folder / "run.yaml"] + [stage_file(folder, "gan")] * (not state)
@@ -96,7 +143,7 @@ def append(folder: Path, place: str, content: bytes) -> None:
     names.write_text(json.dumps([*found, (place, len(content))]))
     while content:
         room = PART - start % PART
-        with (folder / PARTS.format(start // PART)).open("ab") as file:
+        with (folder / PARTS.format(f"{start // PART:03}")).open("ab") as file:
             file.write(content[:room])
         start, content = start + len(content[:room]), content[room:]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
@@ -19,9 +20,13 @@ from typing import Any
 import torch
 from benchmark import commit
 from evidence import DATA, REAL, SIZES, VARIANTS, Piece
+from filelock import FileLock, Timeout
 from selection import features, selected
 
 from hf_gdd import AutoGenerator, GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate
+from hf_gdd.generators.base import Generator
+from hf_gdd.networks import network_name
+from hf_gdd.runs import stage_file
 
 # What a copy of the data differs in from the original, by the fingerprint of its training images.
 CAVEATS = {
@@ -29,6 +34,9 @@ CAVEATS = {
         "CIFAR-10 here is a copy that went through JPEG (quality about 75), for training and test alike."
     )
 }
+
+
+CALLS = ".calls.json"  # beside the folder of a piece
 
 
 class OutOfTimeError(Exception):
@@ -61,16 +69,50 @@ class Bench:
 
         Raises:
             OutOfTimeError: the budget was spent before its end.
+            ValueError: other pieces were made of other data of this name, or of another generator.
 
         """
         started = time.monotonic()
+        train, test = self.images(piece.data)
+        data = {"source": train.source, "train": train.fingerprint, "test": test.fingerprint}
+        self.require_same(piece.data, data)
+        *earlier, last = self.called(piece)
         kinds = {"train": self.train, "judge": self.judge, "best5": self.judge, REAL: self.real}
         made = kinds.get(piece.kind, self.select)(piece)
-        train, test = self.images(piece.data)
-        found = {"piece": asdict(piece) | {"networks": [str(network) for network in piece.networks]}}
-        found |= provenance() | {"seconds_of_last_call": time.monotonic() - started}
-        found |= {"data": {"source": train.source, "train": train.fingerprint, "test": test.fingerprint}}
-        write(self.result(piece), found | {"caveats": caveats(train)} | made)
+        found = {"piece": asdict(piece) | {"networks": [str(network) for network in piece.networks]}} | last
+        found |= {"earlier_calls": earlier, "seconds_of_last_call": time.monotonic() - started}
+        write(self.result(piece), found | {"data": data, "caveats": caveats(train)} | made)
+
+    def require_same(self, name: str, data: Mapping[str, str]) -> None:
+        """Refuse data that other pieces were not made of."""
+        for path in self.results.glob(f"*/{name}/*.json"):
+            other = json.loads(path.read_text())["data"]
+            if any(other[split] != data[split] for split in ("train", "test")):
+                raise ValueError(f"{name} here ({data['source']}) is not the data that {path} was made of.")
+
+    def called(self, piece: Piece) -> list[dict[str, Any]]:
+        """By what a piece was made: a machine and commit of the first call, and of every later one that differs."""
+        path = self.runs / f"{piece.name}{CALLS}"
+        calls = json.loads(path.read_text()) if path.is_file() else []
+        if (now := provenance()) not in calls[-1:]:
+            write(path, calls := [*calls, now])
+        return calls
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[bool]:
+        """Whether this program may do the piece of this name: no other is at it."""
+        path = self.runs / "locks" / f"{name.replace('/', '-')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def images(self, data: str) -> tuple[ImageTensors, ImageTensors]:
         """Training and test set."""
@@ -87,10 +129,11 @@ class Bench:
 
     def at_hand(self, piece: Piece) -> bool:
         """Whether what a piece needs of finished trainings lies here, too: their JSON may come from elsewhere."""
-        left = (
-            (self.folder(need) / "run.yaml") if piece.kind == "train" else self.generator(need) for need in piece.needs
-        )
-        return all(path.exists() for path in left)
+        if piece.kind != "train":
+            return all(self.generator(need).exists() for need in piece.needs)
+        starts = [self.folder(need) for need in piece.needs]
+        begun = any((self.folder(piece) / "checkpoints").glob("step-*.pt"))
+        return all((start / "run.yaml").exists() and (begun or stage_file(start, "gan").exists()) for start in starts)
 
     def train(self, piece: Piece) -> dict[str, Any]:
         """Train, and keep the generator in half precision."""
@@ -111,7 +154,8 @@ class Bench:
         identity["config"]["start_from"] = variant.start
         told = {"run": identity, "steps": trainer.at.total, "seconds": trainer.at.seconds}
         told |= {"images_per_second": self.speed(piece), "arithmetic": trainer.arithmetic.state_dict()}
-        return told | {"fingerprint": generator.fingerprint, "handed_over": self.handed_over(piece)}
+        told |= {"fingerprint": generator.fingerprint, "handed_over": self.handed_over(piece)}
+        return told | {"start_handed_over": [step for start in piece.needs for step in self.handed_over(start)]}
 
     def speed(self, piece: Piece) -> float | None:
         """Images a second, as the run logged it last."""
@@ -125,7 +169,7 @@ class Bench:
 
     @contextmanager
     def stopped_in_time(self) -> Iterator[None]:
-        """Ask a training to save and stop when the budget is spent.
+        """Ask a training to save and stop when the budget is spent, or stop what comes before it and after it.
 
         Raises:
             OutOfTimeError: it was stopped so.
@@ -137,6 +181,13 @@ class Bench:
             spent.set()
             os.kill(os.getpid(), signal.SIGTERM)
 
+        def before_or_after(signum: int, frame: Any) -> None:
+            if spent.is_set():
+                raise OutOfTimeError
+            signal.signal(signum, previous)
+            signal.raise_signal(signum)
+
+        previous = signal.signal(signal.SIGTERM, before_or_after)
         timer = threading.Timer(min(max(1.0, self.deadline - time.monotonic()), threading.TIMEOUT_MAX), stop)
         timer.daemon = True
         timer.start()
@@ -148,10 +199,11 @@ class Bench:
             raise
         finally:
             timer.cancel()
+            signal.signal(signal.SIGTERM, previous)
 
     def judge(self, piece: Piece) -> dict[str, Any]:
         """Train networks on the images of a generator, loaded again from half precision; row by row."""
-        generator = AutoGenerator.from_pretrained(self.generator(piece.needs[0]), device=device())
+        generator = self.made(piece.needs[0])
         train, test = self.images(piece.data)
         options = self.options(piece) | {"real": train, "name": piece.variant, "with_baselines": False}
         return self.rows(
@@ -163,7 +215,23 @@ class Bench:
                 for ipc in piece.ipcs
                 for protocol in piece.protocols
             },
+            generator.fingerprint,
         )
+
+    def made(self, training: Piece) -> Generator:
+        """The generator of a finished training.
+
+        Raises:
+            ValueError: what lies here is another one.
+
+        """
+        generator = AutoGenerator.from_pretrained(self.generator(training), device=device())
+        if generator.fingerprint != json.loads(self.result(training).read_text())["fingerprint"]:
+            raise ValueError(
+                f"{self.generator(training)} is not the generator that {self.result(training)} tells of: take that one "
+                "over, or delete both to train anew."
+            )
+        return generator
 
     def real(self, piece: Piece) -> dict[str, Any]:
         """Random real images, and all of them."""
@@ -193,10 +261,18 @@ class Bench:
         return self.rows(piece, {f"ipc{ipc}": lambda ipc=ipc: row(ipc) for ipc in piece.ipcs})
 
     def keep(self, judge: Piece, folder: Path) -> Path:
-        """Leave the generator of a finished judgement in `folder`, with its card, its rows and the baselines."""
-        generator = AutoGenerator.from_pretrained(self.generator(judge.needs[0]))
-        found = [self.result(each) for each in (Piece(judge.size, judge.data, REAL), judge)]
-        generator.report = Report.merge(Report.from_dict(json.loads(path.read_text())["report"]) for path in found)
+        """Leave the generator of a finished judgement in `folder`, with its card, its rows and the baselines.
+
+        Raises:
+            ValueError: the judgement is of another one, or was made under other circumstances than the baselines.
+
+        """
+        generator = self.made(judge.needs[0])
+        paths = [self.result(each) for each in (Piece(judge.size, judge.data, REAL), judge)]
+        baselines, judged = (Report.from_dict(json.loads(path.read_text())["report"]) for path in paths)
+        if {row.generator for row in judged.results} != {generator.fingerprint}:
+            raise ValueError(f"{self.result(judge)} is of another generator than {self.generator(judge.needs[0])}.")
+        generator.report = Report.merge([baselines, judged])
         generator.save_pretrained(folder / judge.card)
         return folder / judge.card
 
@@ -206,24 +282,36 @@ class Bench:
         networks, shared = piece.networks or (size.network,), size.shared_draws
         return {"networks": networks, "n": size.n, "recipe": size.recipe, "seed": 0, "shared_draws": shared}
 
-    def rows(self, piece: Piece, made: Mapping[str, Callable[[], Report]]) -> dict[str, Any]:
-        """One report of several, each of which is kept as soon as it is made.
+    def rows(
+        self, piece: Piece, made: Mapping[str, Callable[[], Report]], generator: str | None = None
+    ) -> dict[str, Any]:
+        """One report of several, each of which is kept as soon as it is made, and made anew if its like is not.
 
         Raises:
             OutOfTimeError: the budget is spent before the last one.
 
         """
+        by = self.circumstances(piece) | {"generator": generator}
         reports = []
         for name, make in made.items():
             path = self.folder(piece) / f"{name}.json"
-            if not path.is_file():
+            kept = json.loads(path.read_text()) if path.is_file() else {}
+            if kept.get("by") != by:
                 if time.monotonic() > self.deadline:
                     raise OutOfTimeError
-                report = make()
-                path.parent.mkdir(parents=True, exist_ok=True)
-                report.save(path)
-            reports.append(Report.load(path))
+                kept = {"by": by, "report": asdict(make())}
+                write(path, kept)
+            reports.append(Report.from_dict(kept["report"]))
         return {"report": asdict(Report.merge(reports))}
+
+    def circumstances(self, piece: Piece) -> dict[str, Any]:
+        """What the rows of one report must have in common."""
+        now, options = provenance(), self.options(piece)
+        options |= {"networks": [network_name(each) for each in options["networks"]]}
+        options |= {"recipe": asdict(options["recipe"])}
+        data = [images.fingerprint for images in self.images(piece.data)]
+        told = {"device": now["device"], "versions": now["versions"], "options": options, "data": data}
+        return json.loads(json.dumps(told))  # as it is read again
 
 
 @cache
@@ -245,7 +333,7 @@ def caveats(train: ImageTensors) -> list[str]:
 def provenance() -> dict[str, Any]:
     """By what a piece was made: of places on this machine only their names."""
     cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]
+    words = [re.sub(r"(^|=)/?.*/", r"\1", word) for word in sys.argv[1:]]
     packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy")
     return {
         "command": shlex.join(["python", "scripts/reproduce.py", *words]),
@@ -255,7 +343,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write(path: Path, found: Mapping[str, Any]) -> None:
+def write(path: Path, found: Any) -> None:
     """As JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

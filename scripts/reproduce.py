@@ -12,16 +12,13 @@ needs, in files of at most 15 MiB, and give `--take-over-from FOLDER` there; res
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import tables
 import tyro
-from evidence import Piece, kept, queue
-from filelock import FileLock, Timeout
-from hand_over import hand_over, take_over
+from evidence import DATA, REAL, Piece, kept, queue
+from hand_over import hand_over, newest, take_over
 from pieces import Bench, OutOfTimeError
 
 ROOT = Path(__file__).parent.parent
@@ -60,22 +57,23 @@ def main(
         hand_over_to: a folder for what the next piece needs on another machine.
 
     """
+    names = {name.split("/")[-1] for name, _ in DATA.values()}
+    if unknown := dict(data).keys() - names:
+        raise SystemExit(f"--data {unknown.pop()}: there is no such data set here, only {', '.join(sorted(names))}.")
     bench = Bench(runs, results, dict(data), time.monotonic() + budget)
     pieces = [piece for piece in queue(size) if only in piece.name]
     if take_over_from:
-        print("\n".join(take_over(bench, take_over_from)))
+        print("\n".join(take_over(bench, take_over_from)) or "All of it is here, or went further here.")
     if next:
         work(bench, pieces)
     if hand_over_to:
-        if piece := following(bench, pieces):
-            step, size = hand_over(bench, piece, hand_over_to)
-            print(f"{piece.name}: {size:,} bytes, goes on after step {step}")
-        else:
-            print("Nothing is left to do.")
+        print(pack(bench, pieces, hand_over_to))
     if keep:
         for piece in kept(size):
-            if piece in pieces and bench.result(piece).is_file():
-                print(bench.keep(piece, CARDS))
+            if piece in pieces:
+                judged = all(bench.result(each).is_file() for each in (piece, Piece(size, piece.data, REAL)))
+                here = judged and bench.at_hand(piece)
+                print(bench.keep(piece, CARDS) if here else f"{piece.card}: not judged yet, or not on this machine")
     if list:
         for piece in pieces:
             print(f"{state(bench, piece):<6} {piece.name}")
@@ -90,7 +88,7 @@ def work(bench: Bench, pieces: list[Piece]) -> None:
         for piece in pieces:
             if not ready(bench, piece):
                 continue
-            with claimed(bench, piece) as mine:
+            with bench.claimed(piece.name) as mine:
                 if not mine or bench.result(piece).is_file():
                     continue
                 print(piece.name, flush=True)
@@ -110,9 +108,17 @@ def work(bench: Bench, pieces: list[Piece]) -> None:
             return
 
 
-def following(bench: Bench, pieces: list[Piece]) -> Piece | None:
-    """The first piece that can be done now."""
-    return next((piece for piece in pieces if ready(bench, piece)), None)
+def pack(bench: Bench, pieces: list[Piece], folder: Path) -> str:
+    """Hand over the first piece that can be done now and that no other program is at; says what that is."""
+    for piece in pieces:
+        if ready(bench, piece):
+            with bench.claimed(piece.name) as mine:
+                if mine:
+                    step, size = hand_over(bench, piece, folder)
+                    last = newest(bench.folder(piece))
+                    lost = f"; its state after step {last} is too large" if last > step else ""
+                    return f"{piece.name}: {size:,} bytes, goes on after step {step}{lost}"
+    return "Nothing is left to do."
 
 
 def ready(bench: Bench, piece: Piece) -> bool:
@@ -130,23 +136,6 @@ def state(bench: Bench, piece: Piece) -> str:
     if due(bench, piece) and not bench.at_hand(piece):
         return AWAY
     return "done" if bench.result(piece).is_file() else "begun" if bench.folder(piece).is_dir() else "open"
-
-
-@contextmanager
-def claimed(bench: Bench, piece: Piece) -> Iterator[bool]:
-    """Whether this program may do the piece: no other is at it."""
-    path = bench.runs / "locks" / f"{piece.name.replace('/', '-')}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""Tables and figures of the evidence, from the JSON that `reproduce.py` leaves and from nothing else."""
+"""Tables of the evidence and the pages they stand on, from the JSON that `reproduce.py` leaves and nothing else."""
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmark import markdown
 from evidence import (
@@ -19,61 +17,17 @@ from evidence import (
     TABLE_1,
     TABLE_2,
     TABLE_2_NETWORKS,
-    VARIANTS,
-    Piece,
     kept,
-    queue,
 )
-from matplotlib.figure import Figure
+from figures import pictures
+from results import TITLES, Found, load, one
 from selection import SELECTIONS
 
 from hf_gdd.networks import network_name
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
 
-TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
 RESULTS, METHODS = "## Results", "## Methods"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one size has come to.
-
-    Attributes:
-        size: its name.
-        pieces: of the queue, with what each left; None for what was not run.
-
-    """
-
-    size: str
-    pieces: Mapping[Piece, dict[str, Any] | None]
-
-    @property
-    def done(self) -> list[dict[str, Any]]:
-        """What finished pieces left."""
-        return [made for made in self.pieces.values() if made]
-
-    def results(self, data: str, name: str, protocol: str, ipc: int | None, network: str | None = None) -> list[Result]:
-        """Rows of one cell, one for each generator."""
-        network = network or network_name(SIZES[self.size].network)
-        wanted = {"protocol": protocol, "ipc": ipc, "network": network}
-        reports = [
-            made["report"] for piece, made in self.pieces.items() if made and piece.data == data and "report" in made
-        ]
-        return [row for report in reports for row in report.find(name, **wanted)]
-
-
-def load(results: Path, size: str) -> Found:
-    """All that there is of a size."""
-
-    def read(piece: Piece) -> dict[str, Any] | None:
-        path = results / f"{piece.name}.json"
-        if not path.is_file():
-            return None
-        made = json.loads(path.read_text())
-        return made | {"report": Report.from_dict(made["report"])} if "report" in made else made
-
-    return Found(size, {piece: read(piece) for piece in queue(size)})
 
 
 def cell(rows: Sequence[Result]) -> str:
@@ -157,17 +111,13 @@ def choices(found: Found) -> str:
     return markdown([["Fashion-MNIST", "IPC", *(f"{found.size}, `{protocol}`" for protocol in PROTOCOLS)], *rows])
 
 
-def one(rows: Sequence[Result]) -> list[Result]:
-    """Those of the first generator."""
-    return [row for row in rows if not row.generator_seed]
-
-
 def circumstances(found: Found) -> str:
     """What the numbers of a size depend on."""
     done, size = found.done, SIZES[found.size]
-    devices = ", ".join(sorted({made["device"] for made in done}))
-    commits = ", ".join(dict.fromkeys(str(made["commit"])[:7] for made in done))
-    versions = ", ".join(sorted({f"torch {made['versions']['torch']}" for made in done}))
+    calls = [call for made in done for call in (*made.get("earlier_calls", ()), made)]
+    devices = ", ".join(sorted({call["device"] for call in calls}))
+    commits = ", ".join(dict.fromkeys(short(call["commit"]) for call in calls))
+    versions = ", ".join(sorted({f"torch {call['versions']['torch']}" for call in calls}))
     trained = sum(made.get("seconds", 0.0) for made in done)
     judged = sum(row.seconds for made in done if "report" in made for row in made["report"].results)
     recipe = ", ".join(
@@ -183,7 +133,8 @@ def circumstances(found: Found) -> str:
         if made and piece.kind == REAL
         for told in made["report"].problems
     )
-    handed = " Some states travelled with moments in half precision." * any(made.get("handed_over") for made in done)
+    travelled = any(made.get("handed_over") or made.get("start_handed_over") for made in done)
+    handed = " Some states travelled with moments in half precision." * travelled
     shared = ", which see the same draws" * size.shared_draws
     return (
         f"Size `{found.size}`: {steps[0]} steps of the GAN, {steps[1]} of the second stage; judged by {size.n} "
@@ -191,6 +142,12 @@ def circumstances(found: Found) -> str:
         f"{devices}; {trained / 60:,.0f} minutes of training, {judged / 60:,.0f} of judging; {versions}; commit "
         f"{commits}.{caveats}{handed}"
     )
+
+
+def short(commit: str | None) -> str:
+    """A commit as people write it, still marked if files had been changed."""
+    name, dash, changed = (commit or "unknown").partition("-")
+    return f"{name[:7]}{dash}{changed}"
 
 
 def left(found: Found) -> str:
@@ -211,62 +168,8 @@ def section(found: Found, *, whole: bool) -> str:
     if whole:
         names = {piece.variant for piece, made in found.pieces.items() if made and "report" in made}
         parts += [table_2(found)] * bool(names & {*TABLE_2}) + [choices(found)] * bool(names & {*FIGURE_3, *ABLATIONS})
-    return "\n\n".join([*parts, circumstances(found), *([left(found)] if whole else [])]) if found.done else ""
-
-
-def curve(found: Found, path: Path) -> None:
-    """Accuracy against IPC: fresh images, a fixed set, random real ones, all data."""
-    shown = [data for data in TITLES if found.results(data, "global-local", "fixed", IPCS[0])]
-    figure = Figure(figsize=(4.6 * max(1, len(shown)), 3.6), layout="constrained")
-    for axis, data in zip(figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown, strict=False):
-        for label, name, protocol in (
-            ("global-local, dynamic", "global-local", "dynamic"),
-            ("global-local, fixed", "global-local", "fixed"),
-            ("random real", RANDOM_REAL, "fixed"),
-        ):
-            rows = [found.results(data, name, protocol, ipc) for ipc in IPCS]
-            points = [(ipc, each) for ipc, each in zip(IPCS, rows, strict=True) if each]
-            means = [100 * statistics.fmean(row.mean for row in each) for _, each in points]
-            spread = [
-                100 * (statistics.stdev(r.mean for r in each) if len(each) > 1 else each[0].std) for _, each in points
-            ]
-            axis.errorbar([ipc for ipc, _ in points], means, yerr=spread, marker="o", capsize=3, label=label)
-        for row in found.results(data, FULL_DATA, "fixed", None):
-            axis.axhline(100 * row.mean, color="grey", linestyle=":", label="all data")
-        axis.set(title=f"{TITLES[data]}, {found.size}", xscale="log", xlabel="images per class", ylabel="accuracy, %")
-        axis.set_xticks(IPCS, [str(ipc) for ipc in IPCS])
-        axis.legend(fontsize="small")
-        axis.grid(alpha=0.4)
-    figure.savefig(path, dpi=100)
-
-
-def sweep(found: Found, path: Path) -> None:
-    """Figure 3: accuracy at IPC 1 against the local weight."""
-    names = sorted(("global-local", *FIGURE_3), key=lambda name: VARIANTS[name].factor)
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
-    axis = figure.subplots()
-    for protocol in PROTOCOLS:
-        points = [
-            (VARIANTS[name].factor, row)
-            for name in names
-            for row in one(found.results("fashion_mnist", name, protocol, 1))
-        ]
-        if points:
-            factors, rows = zip(*points, strict=True)
-            means, spread = [100 * row.mean for row in rows], [100 * row.std for row in rows]
-            axis.errorbar(factors, means, yerr=spread, marker="o", capsize=3, label=protocol)
-    axis.set(xscale="log", xlabel=f"local weight / {SIZES[found.size].local_weight:g}", ylabel="accuracy, %")
-    axis.set_title(f"Fashion-MNIST, IPC 1, {found.size}, one generator")
-    axis.legend()
-    axis.grid(alpha=0.4)
-    figure.savefig(path, dpi=100)
-
-
-def pictures(found: Found) -> dict[str, Callable[[Found, Path], None]]:
-    """The figures that there is something to show in."""
-    swept = any(made and piece.variant in FIGURE_3 for piece, made in found.pieces.items())
-    drawn = {f"accuracy-{found.size}.png": curve} if found.done else {}
-    return drawn | ({f"local-weight-{found.size}.png": sweep} if swept else {})
+    told = [circumstances(found), *([left(found)] if whole else [])]
+    return "\n\n".join([*parts, *told]) if parts or (whole and found.done) else ""
 
 
 def write_all(results: Path, root: Path) -> Iterator[Path]:
@@ -282,13 +185,15 @@ def write_all(results: Path, root: Path) -> Iterator[Path]:
 
 
 def pages(found: Sequence[Found], root: Path) -> Iterator[tuple[Path, str]]:
-    """What README and the page of all results are to say; nothing while there is nothing to tell."""
+    """What the page of all results and README are to say; nothing while there is nothing to tell."""
     if any(each.done for each in found):
         yield root / "model_cards" / "README.md", all_results(found, root / "model_cards")
+    if told := in_readme(found):
         readme = root / "README.md"
-        yield readme, with_results(readme.read_text(), in_readme(found))
+        yield readme, with_results(readme.read_text(), told)
 
 
+BARS = "Bars: deviation over generators if there are several, otherwise over networks."
 COMPARED = """What cannot be compared: the papers count as IPC the images that a generator makes *in every epoch*
 (`dynamic`), so that a network sees up to a thousand times as many different ones, and print it beside methods that
 store exactly IPC images of a class (`fixed`). They report the best of five tests on the test set itself, of generators
@@ -298,14 +203,16 @@ networks are small and learn for minutes: there compare what stands in one colum
 
 
 def in_readme(found: Sequence[Found]) -> str:
-    """README's section, without its heading: what the largest size that was run has come to."""
-    largest = next(each for each in found if each.done)
-    picture = f"![Accuracy against images per class](model_cards/accuracy-{largest.size}.png)"
-    more = (
-        "All of it, and what was not run, is in [model_cards](model_cards/README.md); `python scripts/reproduce.py "
-        "--next` goes on with it."
-    )
-    return "\n\n".join([section(largest, whole=False), picture, COMPARED, more])
+    """README's section, without its heading: what the largest size with a whole table has come to, if one has."""
+    for each in found:
+        if told := section(each, whole=False):
+            picture = f"![Accuracy against images per class](model_cards/accuracy-{each.size}.png)"
+            more = (
+                "All of it, and what was not run, is in [model_cards](model_cards/README.md); "
+                "`python scripts/reproduce.py --next` goes on with it."
+            )
+            return "\n\n".join([told, picture, BARS, COMPARED, more])
+    return ""
 
 
 def all_results(found: Sequence[Found], cards: Path) -> str:
@@ -314,9 +221,11 @@ def all_results(found: Sequence[Found], cards: Path) -> str:
     for each in found:
         parts.append(f"## Size `{each.size}`")
         parts.append(section(each, whole=True) or left(each))
+        drawn = pictures(each)
         for name, what in (("accuracy", "Accuracy against images per class"), ("local-weight", "Figure 3")):
-            if f"{name}-{each.size}.png" in pictures(each):
+            if f"{name}-{each.size}.png" in drawn:
                 parts.append(f"![{what}]({name}-{each.size}.png)")
+        parts += [BARS] * bool(drawn)
         parts += [
             f"Samples of [{piece.card}]({piece.card}/README.md), a class a row: ![samples]({piece.card}/grid.png)"
             for piece in kept(each.size)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from hf_gdd import AutoGenerator, Recipe
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
@@ -18,7 +20,7 @@ from hf_gdd.report import Report, Result
 from hf_gdd.runs import load_state, save_state
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-NAMES = ("reproduce", "tables", "hand_over", "pieces", "evidence", "selection", "benchmark")
+NAMES = ("reproduce", "tables", "figures", "results", "hand_over", "pieces", "evidence", "selection", "benchmark")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield {name: importlib.import_module(name) for name in NAMES}
-        for name in (*NAMES, "hot_paths", "plain_reference"):
+        for name in (*NAMES, "narrow", "hot_paths", "plain_reference"):
             sys.modules.pop(name, None)
 
 
@@ -110,13 +112,15 @@ def test_all_is_done_and_told(scripts, bench, small):
         assert made["piece"]["seed"] == 1
     assert trained["steps"] == 4
     assert trained["run"]["config"]["start_from"] == "cgan"
-    assert trained["handed_over"] == []
+    assert trained["handed_over"] == trained["start_handed_over"] == trained["earlier_calls"] == []
     generator = AutoGenerator.from_pretrained(bench.generator(named(scripts, "dim-seed1-train")))
     assert generator.dtype == torch.float16
     assert generator.fingerprint == trained["fingerprint"]
-    # All methods of a seed are tuned from one GAN.
-    stage = bench.folder(named(scripts, "cgan-seed1-train")) / "checkpoints" / "stage-gan.pt"
-    assert stage.is_file()
+    cgan = bench.folder(named(scripts, "cgan-seed1-train"))
+    assert (cgan / "checkpoints" / "stage-gan.pt").is_file()
+    for method in evidence.TABLE_1[1:]:  # all are tuned from one GAN
+        run = bench.folder(named(scripts, f"{method}-seed1-train")) / "run.yaml"
+        assert yaml.safe_load(run.read_text())["config"]["start_from"] == str(cgan)
 
 
 def begun(scripts, bench, piece):
@@ -158,6 +162,70 @@ def test_rows_that_are_there_are_not_made_again(scripts, bench, monkeypatch):
     assert made == [10, 100, 500]
 
 
+def test_rows_of_other_circumstances_are_made_anew(scripts, bench, monkeypatch):
+    """A report holds rows that compare: of one machine, and of one generator."""
+    pieces, train, judge = scripts["pieces"], named(scripts, "cgan-seed0-train"), named(scripts, "cgan-seed0-judge")
+    for piece in (named(scripts, "real"), train, judge):
+        bench.run(piece)
+    first = json.loads(bench.result(judge).read_text())
+    (bench.folder(judge) / "ipc1-fixed.json").unlink()
+    plain = pieces.provenance()
+    monkeypatch.setattr(pieces, "provenance", lambda: plain | {"device": "another", "commit": "later"})
+    monkeypatch.setattr(pieces, "evaluate", lambda *args, **kwargs: made.append(args) or evaluate(*args, **kwargs))
+    made, evaluate = [], sys.modules["hf_gdd"].evaluate
+    bench.run(judge)
+    assert len(made) == 6
+    again = json.loads(bench.result(judge).read_text())
+    assert again["device"] == "another"
+    assert [call["device"] for call in again["earlier_calls"]] == [first["device"]]
+
+    bench.run(named(scripts, "cgan-seed1-train"))
+    other = AutoGenerator.from_pretrained(bench.generator(named(scripts, "cgan-seed1-train")))
+    other.save_pretrained(bench.generator(train))
+    with pytest.raises(ValueError, match=r"is not the generator that .*cgan-seed0-train.json tells of"):
+        bench.run(judge)
+    told = json.loads(bench.result(train).read_text())
+    bench.result(train).write_text(json.dumps(told | {"fingerprint": other.fingerprint}))
+    with pytest.raises(ValueError, match="is of another generator than"):
+        bench.keep(judge, bench.runs)
+    bench.run(judge)
+    assert {row["generator"] for row in json.loads(bench.result(judge).read_text())["report"]["results"]} == {
+        other.fingerprint
+    }
+
+
+def test_other_data_of_the_same_name_is_refused(scripts, bench, monkeypatch):
+    bench.run(named(scripts, "herding"))
+    data = scripts["pieces"].read("digits", None)
+    other = replace(bench, local={"digits": "other"})
+    monkeypatch.setattr(scripts["pieces"], "read", lambda place, size: data[::-1] if place == "other" else data)
+    with pytest.raises(ValueError, match=r"digits here .* is not the data that .*herding.json was made of"):
+        other.run(named(scripts, "k-center"))
+    bench.run(named(scripts, "k-center"))
+    path = bench.result(named(scripts, "herding"))
+    path.write_text(path.read_text().replace(data[0].fingerprint, "0"))
+    with pytest.raises(ValueError, match="k-center was made of other data than the pieces of digits before it"):
+        scripts["results"].load(bench.results, "small")
+
+
+def test_the_budget_ends_what_is_not_training_too(scripts, bench):
+    """Setting up and saving know nothing of stopping."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(scripts["pieces"].OutOfTimeError), expired(bench).stopped_in_time():
+        time.sleep(30)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+    def other(signum, frame):
+        raise RuntimeError("not the budget")
+
+    signal.signal(signal.SIGTERM, other)
+    try:
+        with pytest.raises(RuntimeError, match="not the budget"), bench.stopped_in_time():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_judgement_is_of_the_half_precision_file(scripts, bench):
     """Its images are those of the file that is kept, not of the weights before they were rounded."""
     train, judge = named(scripts, "cgan-seed0-train"), named(scripts, "cgan-seed0-judge")
@@ -172,20 +240,37 @@ def test_a_judgement_is_of_the_half_precision_file(scripts, bench):
 
 @pytest.mark.parametrize("name", ["cgan", "global-local"])
 def test_a_training_goes_on_elsewhere(scripts, bench, tmp_path, name):
-    """And ends near where it would have ended here."""
+    """From the weights it had here, and second moments that differ by their rounding."""
     piece = named(scripts, f"{name}-seed0-train")
     for need in piece.needs:
         bench.run(need)
     at = begun(scripts, bench, piece)
+    state = f"checkpoints/step-{at:09d}.pt"
+    here = load_state(bench.folder(piece) / state)
     with elsewhere(scripts, bench, piece, tmp_path):
+        there = load_state(bench.folder(piece) / state)
+        moments = [one["exp_avg_sq"] for one in here["optimizer_g"]["state"].values()]
+        assert max(moment.max() for moment in moments) > 0
+        for one, other in zip(flat(here), flat(there), strict=True):
+            torch.testing.assert_close(other, one, rtol=2**-8, atol=0)
+        for part in ("generator", "discriminator"):
+            assert all(map(torch.equal, flat(here[part]), flat(there[part])))
+        # Once more, when it has gone further here: nothing is taken back.
         bench.run(piece)
+        assert scripts["hand_over"].take_over(bench, tmp_path / "travels") == []
         assert json.loads(bench.result(piece).read_text())["handed_over"] == [at]
-        there = AutoGenerator.from_pretrained(bench.folder(piece) / "generator")
+        if piece.needs:
+            assert scripts["reproduce"].state(bench, named(scripts, "dim-seed0-train")) == "away"
     bench.run(piece)
     assert json.loads(bench.result(piece).read_text())["handed_over"] == []
-    here = AutoGenerator.from_pretrained(bench.folder(piece) / "generator")
-    for one, other in zip(here.state_dict().values(), there.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0.02, atol=0.002)
+
+
+def flat(state):
+    """The tensors of a state in order, without the first moments that count for nothing."""
+    if isinstance(state, torch.Tensor):
+        return [state.float()]
+    parts = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    return [tensor for key, part in parts if key != "exp_avg" for tensor in flat(part)]
 
 
 def test_a_stage_is_taken_on_elsewhere(scripts, bench, tmp_path):
@@ -195,20 +280,36 @@ def test_a_stage_is_taken_on_elsewhere(scripts, bench, tmp_path):
     with elsewhere(scripts, bench, piece, tmp_path):
         bench.run(piece)
         assert [path.name for path in bench.folder(piece.needs[0]).glob("checkpoints/*")] == ["stage-gan.pt"]
+        told = json.loads(bench.result(piece).read_text())
+        assert (told["handed_over"], told["start_handed_over"]) == ([], [6])
+    exact = bench.folder(piece.needs[0]) / "checkpoints" / "stage-gan.pt"
+    before = exact.read_bytes()
+    scripts["hand_over"].take_over(bench, tmp_path / "travels")
+    assert exact.read_bytes() == before
 
 
-def test_a_judgement_goes_on_elsewhere(scripts, bench, tmp_path):
+def test_a_judgement_goes_on_elsewhere(scripts, bench, tmp_path, monkeypatch):
+    """With the rows that are there, if it is the same kind of machine."""
     train, judge = named(scripts, "cgan-seed0-train"), named(scripts, "cgan-seed0-judge")
     bench.run(train)
+    pieces, clock, made = scripts["pieces"], [0.0], []
+    plain = pieces.evaluate
 
-    def told():
-        bench.run(judge)
-        rows = json.loads(bench.result(judge).read_text())["report"]["results"]
-        return [row["accuracies"] for row in rows]
+    def evaluate(*args, ipc, protocol, **kwargs):
+        clock[0] += 100
+        made.append((ipc, protocol))
+        return plain(*args, ipc=ipc, protocol=protocol, **kwargs)
 
+    monkeypatch.setattr(pieces, "evaluate", evaluate)
+    monkeypatch.setattr(pieces.time, "monotonic", lambda: clock[0])
+    with pytest.raises(pieces.OutOfTimeError):
+        replace(bench, deadline=150.0).run(judge)
     with elsewhere(scripts, bench, judge, tmp_path):
-        there = told()
-    assert told() == there
+        bench.run(judge)
+    every = [(ipc, protocol) for ipc in judge.ipcs for protocol in judge.protocols]
+    assert made == every
+    rows = json.loads(bench.result(judge).read_text())["report"]["results"]
+    assert [(row["ipc"], row["protocol"]) for row in rows] == every
 
 
 @contextmanager
@@ -245,6 +346,30 @@ def test_too_much_does_not_travel(scripts, bench, tmp_path, monkeypatch):
     bench.run(piece.needs[0])
     with pytest.raises(ValueError, match=r"dim-seed0-train needs .* bytes elsewhere, but at most 1,000 may travel"):
         scripts["hand_over"].hand_over(bench, piece, tmp_path / "travels")
+
+
+def test_a_hand_over_is_whole_or_not_taken(scripts, bench, tmp_path, monkeypatch):
+    hand_over, piece, travels = scripts["hand_over"], named(scripts, "dim-seed0-train"), tmp_path / "travels"
+    hand_over.hand_over(bench, named(scripts, "real"), travels)  # which needs nothing
+    assert hand_over.take_over(bench, travels) == []
+    bench.run(piece.needs[0])
+    hand_over.hand_over(bench, piece, travels)
+    before = {path.name: path.read_bytes() for path in travels.iterdir()}
+    monkeypatch.setattr(hand_over, "MOST", 1000)
+    with pytest.raises(ValueError, match="may travel"):
+        hand_over.hand_over(bench, piece, travels)
+    assert {path.name: path.read_bytes() for path in travels.iterdir()} == before
+    assert not travels.with_name("travels.part").exists()
+    there = replace(bench, runs=tmp_path / "there")
+    with there.claimed(piece.needs[0].name), pytest.raises(ValueError, match="Another program is at one of"):
+        hand_over.take_over(there, travels)
+    (travels / "part-000").write_bytes(before["part-000"][:-1])
+    with pytest.raises(ValueError, match=r"A part is missing .* or cut"):
+        hand_over.take_over(there, travels)
+    (travels / "thesis.txt").touch()
+    with pytest.raises(ValueError, match=r"holds thesis.txt: name an empty folder"):
+        hand_over.hand_over(bench, piece, travels)
+    assert (travels / "thesis.txt").exists()
 
 
 def test_the_latest_state_that_may_travel_does(scripts, bench, small, tmp_path, monkeypatch):
@@ -329,13 +454,36 @@ def test_a_kept_generator_has_its_card_with_baselines(scripts, bench, tmp_path):
     assert (place / "grid.png").is_file()
 
 
-def test_only_one_program_does_a_piece(scripts, bench):
-    piece = named(scripts, "real")
-    with scripts["reproduce"].claimed(bench, piece) as mine, scripts["reproduce"].claimed(bench, piece) as again:
+def test_only_one_program_does_a_piece(scripts, bench, tmp_path):
+    piece, reproduce = named(scripts, "real"), scripts["reproduce"]
+    with bench.claimed(piece.name) as mine, bench.claimed(piece.name) as again:
         assert mine
         assert not again
-    with scripts["reproduce"].claimed(bench, piece) as mine:
-        assert mine
+        reproduce.work(bench, [piece])
+        assert not bench.result(piece).exists()
+        assert reproduce.pack(bench, [piece], tmp_path / "travels") == "Nothing is left to do."
+    reproduce.work(bench, [piece])
+    assert bench.result(piece).exists()
+
+
+def test_all_that_is_asked_for_is_done_in_order(scripts, bench, tmp_path, monkeypatch, capsys):
+    reproduce, root = scripts["reproduce"], tmp_path / "root"
+    (root / "model_cards").mkdir(parents=True)
+    monkeypatch.setattr(reproduce, "CARDS", root / "model_cards")
+    place = {"size": "small", "runs": bench.runs, "results": bench.results}
+    reproduce.main(**place, next=True, only="seed0")
+    reproduce.main(**place, keep=True)
+    assert "digits-global-local-small: not judged yet, or not on this machine" in capsys.readouterr().out
+    reproduce.main(**place, next=True, only="real")
+    reproduce.main(**place, hand_over_to=tmp_path / "travels", keep=True, list=True)
+    told = capsys.readouterr().out
+    assert "small/digits/herding: " in told
+    assert f"{root / 'model_cards' / 'digits-global-local-small'}\n" in told
+    assert "done   small/digits/real\n" in told
+    assert "open   small/digits/cgan-seed1-train\n" in told
+    assert (root / "model_cards" / "digits-global-local-small" / "README.md").is_file()
+    with pytest.raises(SystemExit, match=r"--data fashion-mnist: there is no such data set here, only .*fashion_mnist"):
+        reproduce.main(**place, data=(("fashion-mnist", "folder"),))
 
 
 def judged(scripts, variant, seed, accuracies):
@@ -354,7 +502,7 @@ def judged(scripts, variant, seed, accuracies):
         seconds=60.0,
     )
     report = Report((row,), "real", "test", {"lr": 0.1, "floor": 0.0}, "real", "CPU")
-    told = {"commit": "0123456789", "device": "CPU", "versions": {"torch": "2"}, "caveats": ["A copy."]}
+    told = {"commit": "0123456789-dirty", "device": "CPU", "versions": {"torch": "2"}, "caveats": ["A copy."]}
     return scripts["evidence"].Piece("paper", "mnist", "judge", variant, seed), told | {"report": report}
 
 
@@ -377,7 +525,7 @@ def test_tables_keep_generators_and_networks_apart_and_pair_seeds(scripts):
     assert "| dim - cgan-continued | fixed | +10.0 | not run | not run |" in gains
     told = tables.circumstances(found)
     assert "0 minutes of training, 4 of judging" in told
-    assert told.endswith("commit 0123456. A copy.")
+    assert told.endswith("commit 0123456-dirty. A copy.")
 
 
 def test_what_is_committed_is_what_the_json_gives(scripts):
@@ -385,7 +533,7 @@ def test_what_is_committed_is_what_the_json_gives(scripts):
     found = [tables.load(root / "model_cards" / "evidence", size) for size in scripts["evidence"].SIZES]
     told = dict(tables.pages(found, root))
     assert bool(told) == any((root / "model_cards").glob("evidence/*/*/*.json"))
-    assert bool(told) == ("\n## Results\n" in (root / "README.md").read_text())
+    assert (root / "README.md" in told) == ("\n## Results\n" in (root / "README.md").read_text())
     for path, text in told.items():
         assert path.read_text() == text
 

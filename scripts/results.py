@@ -1,0 +1,71 @@
+"""What the pieces of the evidence have come to, as tables and figures ask for it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence import SIZES, Piece, queue
+
+from hf_gdd.networks import network_name
+from hf_gdd.report import Report, Result
+
+TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one size has come to.
+
+    Attributes:
+        size: its name.
+        pieces: of the queue, with what each left; None for what was not run.
+
+    """
+
+    size: str
+    pieces: Mapping[Piece, dict[str, Any] | None]
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """What finished pieces left."""
+        return [made for made in self.pieces.values() if made]
+
+    def results(self, data: str, name: str, protocol: str, ipc: int | None, network: str | None = None) -> list[Result]:
+        """Rows of one cell, one for each generator."""
+        network = network or network_name(SIZES[self.size].network)
+        wanted = {"protocol": protocol, "ipc": ipc, "network": network}
+        reports = [
+            made["report"] for piece, made in self.pieces.items() if made and piece.data == data and "report" in made
+        ]
+        return [row for report in reports for row in report.find(name, **wanted)]
+
+
+def load(results: Path, size: str) -> Found:
+    """All that there is of a size.
+
+    Raises:
+        ValueError: pieces of one data set were made of different data.
+
+    """
+
+    def read(piece: Piece) -> dict[str, Any] | None:
+        path = results / f"{piece.name}.json"
+        if not path.is_file():
+            return None
+        made = json.loads(path.read_text())
+        return made | {"report": Report.from_dict(made["report"])} if "report" in made else made
+
+    found, data = Found(size, {piece: read(piece) for piece in queue(size)}), {}
+    for piece, made in found.pieces.items():
+        if made:
+            images = {split: made["data"][split] for split in ("train", "test")}
+            if data.setdefault(piece.data, images) != images:
+                raise ValueError(f"{piece.name} was made of other data than the pieces of {piece.data} before it.")
+    return found
+
+
+def one(rows: Sequence[Result]) -> list[Result]:
+    """Those of the first generator."""
+    return [row for row in rows if not row.generator_seed]
