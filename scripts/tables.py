@@ -208,9 +208,9 @@ def in_readme(found: Sequence[Found]) -> str:
         if told := section(each, whole=False):
             picture = f"![Accuracy against images per class](model_cards/accuracy-{each.size}.png)"
             more = (
-                "What cannot be compared, and why, stands [below](#what-can-be-compared-with-the-papers). All of it, and "
-                "what was not run, is in [model_cards](model_cards/README.md); `python scripts/reproduce.py --next` goes "
-                "on with it."
+                "What cannot be compared, and why, stands [below](#what-can-be-compared-with-the-papers). All of it, "
+                "and what was not run, is in [model_cards](model_cards/README.md); `python scripts/reproduce.py "
+                "--next` goes on with it."
             )
             return "\n\n".join([told, picture, BARS, more])
     return ""
