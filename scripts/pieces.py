@@ -34,8 +34,6 @@ CAVEATS = {
         "CIFAR-10 here is a copy that went through JPEG (quality about 75), for training and test alike."
     )
 }
-
-
 CALLS = ".calls.json"  # beside the folder of a piece
 
 
@@ -333,7 +331,7 @@ def caveats(train: ImageTensors) -> list[str]:
 def provenance() -> dict[str, Any]:
     """By what a piece was made: of places on this machine only their names."""
     cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    words = [re.sub(r"(^|=)/?.*/", r"\1", word) for word in sys.argv[1:]]
+    words = [re.sub(r"(^|=)(/|\.\./).*/", r"\1", word) for word in sys.argv[1:]]
     packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy")
     return {
         "command": shlex.join(["python", "scripts/reproduce.py", *words]),
