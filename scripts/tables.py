@@ -219,7 +219,7 @@ def in_readme(found: Sequence[Found]) -> str:
 def all_results(found: Sequence[Found], cards: Path) -> str:
     """The page of all results."""
     parts = ["# Results", "Written by `python scripts/reproduce.py --table` from the JSON in `evidence`.", COMPARED]
-    for each in found:
+    for each in sorted(found, key=lambda each: not each.done):  # what was run comes first
         parts.append(f"## Size `{each.size}`")
         parts.append(section(each, whole=True) or left(each))
         drawn = pictures(each)
