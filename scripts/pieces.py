@@ -271,7 +271,7 @@ class Bench:
         if {row.generator for row in judged.results} != {generator.fingerprint}:
             raise ValueError(f"{self.result(judge)} is of another generator than {self.generator(judge.needs[0])}.")
         generator.report = Report.merge([baselines, judged])
-        generator.save_pretrained(folder / judge.card)
+        generator.save_pretrained(folder / judge.card, repo_id=f"{folder.name}/{judge.card}")
         return folder / judge.card
 
     def options(self, piece: Piece) -> dict[str, Any]:
