@@ -2,25 +2,21 @@
 
 import json
 import os
-import platform
-import re
-import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import provenance
 import torch
-from benchmark import commit
 from evidence import DATA, REAL, SIZES, VARIANTS, Piece
 from filelock import FileLock, Timeout
+from provenance import write
 from selection import features, selected
 
 from hf_gdd import AutoGenerator, GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate
@@ -28,12 +24,6 @@ from hf_gdd.generators.base import Generator
 from hf_gdd.networks import network_name
 from hf_gdd.runs import stage_file
 
-# What a copy of the data differs in from the original, by the fingerprint of its training images.
-CAVEATS = {
-    "909d9cd87a30b2f072f6591ca29be10ae6bfa751b836b0aa939ad2de0f3f0ab4": (
-        "CIFAR-10 here is a copy that went through JPEG (quality about 75), for training and test alike."
-    )
-}
 CALLS = ".calls.json"  # beside the folder of a piece
 
 
@@ -74,12 +64,12 @@ class Bench:
         train, test = self.images(piece.data)
         data = {"source": train.source, "train": train.fingerprint, "test": test.fingerprint}
         self.require_same(piece.data, data)
-        *earlier, last = self.called(piece)
+        *earlier, last = provenance.calls(self.runs / f"{piece.name}{CALLS}")
         kinds = {"train": self.train, "judge": self.judge, "best5": self.judge, REAL: self.real}
         made = kinds.get(piece.kind, self.select)(piece)
         found = {"piece": asdict(piece) | {"networks": [str(network) for network in piece.networks]}} | last
         found |= {"earlier_calls": earlier, "seconds_of_last_call": time.monotonic() - started}
-        write(self.result(piece), found | {"data": data, "caveats": caveats(train)} | made)
+        write(self.result(piece), found | {"data": data, "caveats": provenance.caveats(train)} | made)
 
     def require_same(self, name: str, data: Mapping[str, str]) -> None:
         """Refuse data that other pieces were not made of."""
@@ -87,14 +77,6 @@ class Bench:
             other = json.loads(path.read_text())["data"]
             if any(other[split] != data[split] for split in ("train", "test")):
                 raise ValueError(f"{name} here ({data['source']}) is not the data that {path} was made of.")
-
-    def called(self, piece: Piece) -> list[dict[str, Any]]:
-        """By what a piece was made: a machine and commit of the first call, and of every later one that differs."""
-        path = self.runs / f"{piece.name}{CALLS}"
-        calls = json.loads(path.read_text()) if path.is_file() else []
-        if (now := provenance()) not in calls[-1:]:
-            write(path, calls := [*calls, now])
-        return calls
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
@@ -304,7 +286,7 @@ class Bench:
 
     def circumstances(self, piece: Piece) -> dict[str, Any]:
         """What the rows of one report must have in common."""
-        now, options = provenance(), self.options(piece)
+        now, options = provenance.now(), self.options(piece)
         options |= {"networks": [network_name(each) for each in options["networks"]]}
         options |= {"recipe": asdict(options["recipe"])}
         data = [images.fingerprint for images in self.images(piece.data)]
@@ -321,29 +303,3 @@ def read(place: str, size: int | None) -> tuple[ImageTensors, ImageTensors]:
 def device() -> torch.device:
     """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def caveats(train: ImageTensors) -> list[str]:
-    """What is to be known of this copy of the data."""
-    return [CAVEATS[train.fingerprint]] if train.fingerprint in CAVEATS else []
-
-
-def provenance() -> dict[str, Any]:
-    """By what a piece was made: of places on this machine only their names."""
-    cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    words = [re.sub(r"(^|=)(/|\.\./).*/", r"\1", word) for word in sys.argv[1:]]
-    packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy")
-    return {
-        "command": shlex.join(["python", "scripts/reproduce.py", *words]),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
-
-
-def write(path: Path, found: Any) -> None:
-    """As JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(path)

@@ -20,16 +20,18 @@ from hf_gdd.report import Report, Result
 from hf_gdd.runs import load_state, save_state
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-NAMES = ("reproduce", "tables", "figures", "results", "hand_over", "pieces", "evidence", "selection", "benchmark")
 
 
 @pytest.fixture(scope="module")
 def scripts():
+    """`reproduce` and what it imports beside it, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
-        yield {name: importlib.import_module(name) for name in NAMES}
-        for name in (*NAMES, "narrow", "hot_paths", "plain_reference"):
-            sys.modules.pop(name, None)
+        importlib.import_module("reproduce")
+        found = {name: module for name, module in sys.modules.items() if (SCRIPTS / f"{name}.py").is_file()}
+        yield found
+        for name in found:
+            del sys.modules[name]
 
 
 @pytest.fixture
@@ -169,8 +171,8 @@ def test_rows_of_other_circumstances_are_made_anew(scripts, bench, monkeypatch):
         bench.run(piece)
     first = json.loads(bench.result(judge).read_text())
     (bench.folder(judge) / "ipc1-fixed.json").unlink()
-    plain = pieces.provenance()
-    monkeypatch.setattr(pieces, "provenance", lambda: plain | {"device": "another", "commit": "later"})
+    plain = scripts["provenance"].now()
+    monkeypatch.setattr(scripts["provenance"], "now", lambda: plain | {"device": "another", "commit": "later"})
     monkeypatch.setattr(pieces, "evaluate", lambda *args, **kwargs: made.append(args) or evaluate(*args, **kwargs))
     made, evaluate = [], sys.modules["hf_gdd"].evaluate
     bench.run(judge)
