@@ -140,10 +140,13 @@ def baselines(
     seed: int = 0,
     bank: "ImageBank | None" = None,
     shared_draws: bool = False,
+    full_data: bool = True,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
     """Random-real subsets at each IPC and the full data, once for many reports; see `evaluate` and `Report.merge`.
+
+    Without `full_data` the subsets alone.
 
     With `bank`, the same subsets also under `soft`, with labels by the bank's teacher.
     """
@@ -156,7 +159,8 @@ def baselines(
         raise ValueError("This bank has hard labels alone: leave it out.")
     view, origin = _view(bank, None, real, _zca(bank))
     judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
-    return judge.report(judge.baselines(real, ipcs, _labeller(bank, real)), _origin(None, None, real), origin)
+    rows = judge.baselines(real, ipcs, _labeller(bank, real), full_data)
+    return judge.report(rows, _origin(None, None, real), origin)
 
 
 def as_images(data: Any, split: str, device: str | torch.device | None = None, **kwargs: Any) -> ImageTensors:

@@ -213,9 +213,13 @@ class Judge:
         return self.train(batches, images, generator.stored_bytes, **row)
 
     def baselines(
-        self, real: ImageTensors, ipcs: Iterable[int], label: Callable[[Tensor], Tensor] | None = None
+        self,
+        real: ImageTensors,
+        ipcs: Iterable[int],
+        label: Callable[[Tensor], Tensor] | None = None,
+        full_data: bool = True,
     ) -> list[Result]:
-        """For each IPC random real images, another subset for each network; and the ceiling, all of them.
+        """For each IPC random real images, another subset for each network; with `full_data` the ceiling, all of them.
 
         Subsets stay different where draws are shared: it is their order and augmentation that networks then have alike.
 
@@ -229,6 +233,8 @@ class Judge:
             if label is not None:
                 drawn = [replace(each, soft_labels=label(each.images)) for each in drawn]
                 results += self.fixed(drawn.__getitem__, size, drawn[0].stored_bytes, protocol=SOFT, **row)
+        if not full_data:
+            return results
         row = {"name": FULL_DATA, "protocol": "fixed", "ipc": None}
         return results + self.fixed(lambda i: real, len(real), len(real) * image, **row)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evidence import FIGURE_3, IPCS, PROTOCOLS, SIZES, VARIANTS
 from matplotlib.figure import Figure
-from results import TITLES, Found, one
+from results import TITLES, Found, of_first_generator
 
 from hf_gdd.report import FULL_DATA, RANDOM_REAL
 
@@ -46,7 +46,7 @@ def sweep(found: Found, path: Path) -> None:
         points = [
             (VARIANTS[name].factor, row)
             for name in names
-            for row in one(found.results("fashion_mnist", name, protocol, 1))
+            for row in of_first_generator(found.results("fashion_mnist", name, protocol, 1))
         ]
         if points:
             factors, rows = zip(*points, strict=True)

@@ -3,23 +3,28 @@
 The first moments of an Adam whose first beta is zero are not taken along: the next step overwrites them.
 """
 
+import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from evidence import Piece
 from pieces import CALLS, Bench
 from torch import Tensor
 
-from hf_gdd.runs import load_state, save_state, stage_file
+from hf_gdd.runs import RUN_FILE, load_state, save_state, stage_file
 
 PART, MOST = 15 * 2**20, 40 * 2**20  # bytes of a file, and of all of them
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 NAMES, PARTS = "files.json", "part-{}"
+PLACE = re.compile(r"\w[^/]*(/\w[^/]*)+")  # no way out of the folder of runs
 
 
 def hand_over(bench: Bench, piece: Piece, folder: Path) -> tuple[int, int]:
@@ -38,7 +43,7 @@ def hand_over(bench: Bench, piece: Piece, folder: Path) -> tuple[int, int]:
     part = folder.with_name(folder.name + ".part")
     states = sorted((bench.folder(piece) / "checkpoints").glob("step-*.pt"), reverse=True)
     for state in (*states, None) if piece.kind == "train" else (None,):
-        size = write(part, needed(bench, piece, state), bench.runs)
+        size = pack_files(part, needed(bench, piece, state), bench.runs)
         if size <= MOST:
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
@@ -47,34 +52,44 @@ def hand_over(bench: Bench, piece: Piece, folder: Path) -> tuple[int, int]:
     raise ValueError(f"{piece.name} needs {size:,} bytes elsewhere, but at most {MOST:,} may travel.")
 
 
-def write(folder: Path, paths: list[Path], runs: Path) -> int:
-    """Pack files of the folder of all runs; returns the bytes."""
+def pack_files(folder: Path, paths: list[Path], runs: Path) -> int:
+    """Write files of the folder of all runs in parts that are not too large; returns the bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / NAMES).write_text("[]")
-    packed = folder / "packed.pt"
-    for path in paths:
-        place = path.relative_to(runs).as_posix()
-        if path.suffix == ".pt":
-            save_state(packed, compact(load_state(path)))
-            append(folder, place, packed.read_bytes())
-            packed.unlink()
-        else:
-            append(folder, place, path.read_bytes())
+    found = [(path.relative_to(runs).as_posix(), travelling(path)) for path in paths]
+    packed = b"".join(each for _, each in found)
+    for number, start in enumerate(range(0, len(packed), PART)):
+        (folder / PARTS.format(f"{number:03}")).write_bytes(packed[start : start + PART])
+    files = [(place, len(each)) for place, each in found]
+    (folder / NAMES).write_text(json.dumps({"files": files, "sha256": sha256(packed).hexdigest()}))
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def travelling(path: Path) -> bytes:
+    """A file as it travels; of a state with small moments."""
+    if path.suffix != ".pt":
+        return path.read_bytes()
+    torch.save(compact(load_state(path)), packed := io.BytesIO())
+    return packed.getvalue()
 
 
 def take_over(bench: Bench, folder: Path) -> list[str]:
     """Put what `hand_over` wrote where `bench` looks for it, but for what is there or went further; returns its files.
 
     Raises:
-        ValueError: a part is missing or cut, or another program is at such a piece.
+        ValueError: there is nothing of the kind, a part is missing or was changed, or another program is at such a
+            piece.
 
     """
+    if not (folder / NAMES).is_file():
+        raise ValueError(f"{folder} holds nothing that was handed over: name the folder that --hand-over-to wrote.")
     contents = b"".join(path.read_bytes() for path in sorted(folder.glob(PARTS.format("*"))))
-    found = json.loads((folder / NAMES).read_text())
-    if len(contents) != sum(length for _, length in found):
-        raise ValueError(f"A part is missing in {folder}, or cut: copy all of what was handed over again.")
+    told = json.loads((folder / NAMES).read_text())
+    found = told["files"]
+    if sha256(contents).hexdigest() != told["sha256"]:
+        raise ValueError(f"A part is missing in {folder}, or was changed: copy all of what was handed over again.")
+    if outside := [place for place, _ in found if not PLACE.fullmatch(place)]:
+        raise ValueError(f"{folder} names {outside[0]}, which is no file of a run: this was not handed over.")
     incoming = {piece_of(place): 0 for place, _ in found}
     incoming |= {piece_of(place): step_of(Path(place)) for place, _ in found if "/step-" in place}
     taken, start = [], 0
@@ -85,17 +100,20 @@ def take_over(bench: Bench, folder: Path) -> list[str]:
         for place, length in found:
             path, name = bench.runs / place, piece_of(place)
             if here[name] < incoming[name] or not (incoming[name] or path.exists()):
-                put(path, contents[start : start + length])
+                put(path, contents[start : start + length], bench.runs)
                 taken.append(place)
             start += length
     return taken
 
 
-def put(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; of a state with its moments."""
+def put(path: Path, content: bytes, runs: Path) -> None:
+    """Write a file whole or not at all; a state with its moments, a run with where the one it starts from lies here."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
+    if path.name == RUN_FILE and (start := (run := yaml.safe_load(content))["config"].get("start_from")):
+        run["config"]["start_from"] = str(runs.joinpath(*Path(start).parts[-3:]))
+        part.write_text(yaml.safe_dump(run, sort_keys=False))
     if path.suffix == ".pt":
         state = whole(load_state(part))
         save_state(part, state)
@@ -133,19 +151,6 @@ def needed(bench: Bench, piece: Piece, state: Path | None) -> list[Path]:
             paths += sorted(bench.generator(generator).iterdir())
         paths += sorted(bench.folder(piece).glob("*.json"))  # rows that are there already
     return [path for path in paths if path.is_file()]
-
-
-def append(folder: Path, place: str, content: bytes) -> None:
-    """Write on where the last part ends, in parts that are not too large."""
-    names = folder / NAMES
-    found = json.loads(names.read_text()) if names.is_file() else []
-    start = sum(length for _, length in found)
-    names.write_text(json.dumps([*found, (place, len(content))]))
-    while content:
-        room = PART - start % PART
-        with (folder / PARTS.format(f"{start // PART:03}")).open("ab") as file:
-            file.write(content[:room])
-        start, content = start + len(content[:room]), content[room:]
 
 
 def compact(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Bench:
         for path in self.results.glob(f"*/{name}/*.json"):
             other = json.loads(path.read_text())["data"]
             if any(other[split] != data[split] for split in ("train", "test")):
-                raise ValueError(f"{name} here ({data['source']}) is not the data that {path} was made of.")
+                raise ValueError(f"{name} as it is in {self.place(name)} is not the data that {path} was made of.")
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
@@ -96,8 +96,12 @@ class Bench:
 
     def images(self, data: str) -> tuple[ImageTensors, ImageTensors]:
         """Training and test set."""
-        name, size = DATA[data]
-        return read(self.local.get(name.split("/")[-1], name), size)
+        return read(data, self.place(data), DATA[data][1])
+
+    def place(self, data: str) -> str:
+        """The folder or the Hub id of a data set."""
+        name, _ = DATA[data]
+        return self.local.get(name.split("/")[-1], name)
 
     def folder(self, piece: Piece) -> Path:
         """Of the run, or of the rows, of a piece."""
@@ -118,12 +122,10 @@ class Bench:
     def train(self, piece: Piece) -> dict[str, Any]:
         """Train, and keep the generator in half precision."""
         size, variant, images = SIZES[piece.size], VARIANTS[piece.variant], self.images(piece.data)[0]
-        settings = {"seed": piece.seed, "image_size": DATA[piece.data][1], "method": variant.method}
+        settings = {"seed": piece.seed, "image_size": DATA[piece.data][1]}
         if variant.start:  # save where the pool is to draw a fresh network: such a state is small enough to travel
-            preset = GlobalLocalTrainer.configure(size.training["preset"])
-            settings["checkpoint_every"] = preset.pool_refresh or len(images) // preset.match_batch_size
-        settings |= size.training | {"local_weight": size.local_weight * variant.factor}
-        settings |= {"max_steps": size.steps[1 if variant.start else 0]} | variant.changes
+            settings["checkpoint_every"] = GlobalLocalTrainer.configure(size.training["preset"]).refresh(len(images))
+        settings |= size.settings(variant)
         if variant.start:
             settings["start_from"] = str(self.folder(piece.needs[0]))
         trainer = GlobalLocalTrainer(images, output_dir=self.folder(piece), **settings)
@@ -179,7 +181,10 @@ class Bench:
             raise
         finally:
             timer.cancel()
-            signal.signal(signal.SIGTERM, previous)
+            try:
+                timer.join()  # a signal that is on its way finds this handler still
+            finally:
+                signal.signal(signal.SIGTERM, previous)
 
     def judge(self, piece: Piece) -> dict[str, Any]:
         """Train networks on the images of a generator, loaded again from half precision; row by row."""
@@ -208,17 +213,20 @@ class Bench:
         generator = AutoGenerator.from_pretrained(self.generator(training), device=device())
         if generator.fingerprint != json.loads(self.result(training).read_text())["fingerprint"]:
             raise ValueError(
-                f"{self.generator(training)} is not the generator that {self.result(training)} tells of: take that one "
-                "over, or delete both to train anew."
+                f"{self.generator(training)} is not the generator that {self.result(training)} tells of: delete the "
+                "first and take the right one over, or delete the second and it is written anew from the run here."
             )
         return generator
 
     def real(self, piece: Piece) -> dict[str, Any]:
         """Random real images, and all of them."""
         train, test = self.images(piece.data)
-        return self.rows(
-            piece, {"rows": lambda: baselines(train, test, ipcs=piece.ipcs, device=device(), **self.options(piece))}
-        )
+
+        def row(*ipcs: int) -> Report:
+            options = self.options(piece) | {"full_data": not ipcs, "device": device()}
+            return baselines(train, test, ipcs=ipcs, **options)
+
+        return self.rows(piece, {f"ipc{ipc}": lambda ipc=ipc: row(ipc) for ipc in piece.ipcs} | {"all": row})
 
     def select(self, piece: Piece) -> dict[str, Any]:
         """Real images selected by a rule, in the features of a network that learned from all of them."""
@@ -249,18 +257,18 @@ class Bench:
         """
         generator = self.made(judge.needs[0])
         paths = [self.result(each) for each in (Piece(judge.size, judge.data, REAL), judge)]
-        baselines, judged = (Report.from_dict(json.loads(path.read_text())["report"]) for path in paths)
+        real, judged = (Report.from_dict(json.loads(path.read_text())["report"]) for path in paths)
         if {row.generator for row in judged.results} != {generator.fingerprint}:
             raise ValueError(f"{self.result(judge)} is of another generator than {self.generator(judge.needs[0])}.")
-        generator.report = Report.merge([baselines, judged])
+        generator.report = Report.merge([real, judged])
         generator.save_pretrained(folder / judge.card, repo_id=f"{folder.name}/{judge.card}")
         return folder / judge.card
 
     def options(self, piece: Piece) -> dict[str, Any]:
         """How networks are trained."""
         size = SIZES[piece.size]
-        networks, shared = piece.networks or (size.network,), size.shared_draws
-        return {"networks": networks, "n": size.n, "recipe": size.recipe, "seed": 0, "shared_draws": shared}
+        networks, recipe = piece.networks or (size.network,), size.judged_by(piece.data)
+        return {"networks": networks, "n": size.n, "recipe": recipe, "seed": 0, "shared_draws": size.shared_draws}
 
     def rows(
         self, piece: Piece, made: Mapping[str, Callable[[], Report]], generator: str | None = None
@@ -295,9 +303,10 @@ class Bench:
 
 
 @cache
-def read(place: str, size: int | None) -> tuple[ImageTensors, ImageTensors]:
-    """Training and test set, kept for the next piece."""
-    return tuple(ImageTensors.from_dataset(place, split, image_size=size) for split in ("train", "test"))
+def read(data: str, place: str, size: int | None) -> tuple[ImageTensors, ImageTensors]:
+    """Training and test set, kept for the next piece; of one name wherever they come from, so that runs may travel."""
+    splits = {split: ImageTensors.from_dataset(place, split, image_size=size) for split in ("train", "test")}
+    return tuple(replace(images, source=f"{data}:{split}") for split, images in splits.items())
 
 
 def device() -> torch.device:

@@ -25,7 +25,7 @@ CAVEATS = {
 def now() -> dict[str, Any]:
     """By what a piece was made: of places on this machine only their names."""
     cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    words = [re.sub(r"(^|=)(/|\.\./).*/", r"\1", word) for word in sys.argv[1:]]
+    words = [re.sub(r"(^|=)(?:/|\.\./).*/(?=.)", r"\1", word) for word in sys.argv[1:]]
     packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy")
     return {
         "command": shlex.join(["python", "scripts/reproduce.py", *words]),

@@ -12,6 +12,7 @@ needs, in files of at most 15 MiB, and give `--take-over-from FOLDER` there; res
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +49,7 @@ def main(
         next: do one piece after the other.
         table: write tables and figures of all sizes.
         keep: leave the global-local generator of seed 0 of every data set in `model_cards`, with its card.
-        budget: seconds after which no piece is begun and a training is stopped.
+        budget: seconds after which no piece is begun and a training is stopped; a row of a judgement is finished.
         only: pieces whose names contain this.
         data: a local folder instead of a Hub id, as `--data fashion_mnist FOLDER --data mnist FOLDER`.
         runs: where runs and unfinished rows are kept.
@@ -57,11 +58,13 @@ def main(
         hand_over_to: a folder for what the next piece needs on another machine.
 
     """
-    names = {name.split("/")[-1] for name, _ in DATA.values()}
-    if unknown := dict(data).keys() - names:
-        raise SystemExit(f"--data {unknown.pop()}: there is no such data set here, only {', '.join(sorted(names))}.")
+    if not (next or list or table or keep or hand_over_to or take_over_from):
+        raise SystemExit("Nothing to do: say --list, --next, --table, --keep, --hand-over-to or --take-over-from.")
+    check(data)
     bench = Bench(runs, results, dict(data), time.monotonic() + budget)
     pieces = [piece for piece in queue(size) if only in piece.name]
+    if not pieces:
+        raise SystemExit(f"--only {only}: no piece of size {size} has this in its name; --list names them.")
     if take_over_from:
         print("\n".join(take_over(bench, take_over_from)) or "All of it is here, or went further here.")
     if next:
@@ -82,8 +85,20 @@ def main(
             print(path)
 
 
+def check(data: Sequence[tuple[str, str]]) -> None:
+    """Refuse data sets that are not in the queue, and folders that are not there."""
+    names = {name.split("/")[-1] for name, _ in DATA.values()}
+    for number, (name, folder) in enumerate(data):
+        if name not in names:
+            raise SystemExit(f"--data {name}: there is no such data set here, only {', '.join(sorted(names))}.")
+        if name in dict(data[:number]):
+            raise SystemExit(f"--data {name} is given twice: name one folder for it.")
+        if not Path(folder).is_dir():
+            raise SystemExit(f"--data {name} {folder}: there is no such folder.")
+
+
 def work(bench: Bench, pieces: list[Piece]) -> None:
-    """Do what can be done until time or work is up; say what can only be done on another machine."""
+    """Do what can be done until time or work is up; say what cannot be done here, or not yet."""
     while time.monotonic() < bench.deadline:
         for piece in pieces:
             if not ready(bench, piece):
@@ -99,12 +114,14 @@ def work(bench: Bench, pieces: list[Piece]) -> None:
                     return
             break
         else:
-            away = [piece.name for piece in pieces if state(bench, piece) == AWAY]
-            if away:
+            left = [piece for piece in pieces if not bench.result(piece).is_file()]
+            if away := [piece.name for piece in left if state(bench, piece) == AWAY]:
                 print(
                     f"Not done, since the generators they need are on another machine: {', '.join(away)}. Run them "
                     "there, take over from there, or delete the JSON of those trainings to train here again."
                 )
+            if early := [piece.name for piece in left if not due(bench, piece)]:
+                print(f"Not done, since the trainings they need are not: {', '.join(early)}.")
             return
 
 
@@ -141,5 +158,5 @@ def state(bench: Bench, piece: Piece) -> str:
 if __name__ == "__main__":
     try:
         tyro.cli(main)
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, ValueError) as stop:
         sys.exit(str(stop))

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence import SIZES, Piece, queue
+from evidence import SIZES, VARIANTS, Piece, queue
 
+from hf_gdd import GlobalLocalTrainer
 from hf_gdd.networks import network_name
 from hf_gdd.report import Report, Result
 
+OF_PIECE = ("seed", "image_size", "start_from")  # of a training, rather than of its size
 TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 
@@ -46,7 +48,7 @@ def load(results: Path, size: str) -> Found:
     """All that there is of a size.
 
     Raises:
-        ValueError: pieces of one data set were made of different data.
+        ValueError: pieces of one data set were made of different data, or one with other settings than the size has.
 
     """
 
@@ -63,9 +65,35 @@ def load(results: Path, size: str) -> Found:
             images = {split: made["data"][split] for split in ("train", "test")}
             if data.setdefault(piece.data, images) != images:
                 raise ValueError(f"{piece.name} was made of other data than the pieces of {piece.data} before it.")
+            require_size(piece, made)
     return found
 
 
-def one(rows: Sequence[Result]) -> list[Result]:
-    """Those of the first generator."""
+def require_size(piece: Piece, made: Mapping[str, Any]) -> None:
+    """Refuse what was made when its size was another.
+
+    Raises:
+        ValueError: it was trained or judged otherwise.
+
+    """
+    size = SIZES[piece.size]
+    if "report" in made:
+        report = made["report"]
+        told = {"recipe": report.recipe, "shared_draws": report.shared_draws}
+        told["n"] = sorted({len(row.accuracies) for row in report.results})
+        now = {"recipe": asdict(size.judged_by(piece.data)), "shared_draws": size.shared_draws, "n": [size.n]}
+    else:
+        now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[piece.variant])).identity()
+        now = {name: value for name, value in now.items() if name not in OF_PIECE and value != "auto"}
+        told = made["run"]["config"]
+    for name, value in json.loads(json.dumps(now)).items():  # as it is read back
+        if told.get(name, value) != value:
+            raise ValueError(
+                f"{piece.name} was made with {name} {told[name]!r}, but size {piece.size} says {value!r}: delete its "
+                "JSON, or give the size that setting back."
+            )
+
+
+def of_first_generator(rows: Sequence[Result]) -> list[Result]:
+    """Rows of the generator of seed 0."""
     return [row for row in rows if not row.generator_seed]

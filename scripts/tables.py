@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmark import markdown
@@ -20,9 +21,10 @@ from evidence import (
     kept,
 )
 from figures import pictures
-from results import TITLES, Found, load, one
+from results import TITLES, Found, load, of_first_generator
 from selection import SELECTIONS
 
+from hf_gdd import GlobalLocalTrainer
 from hf_gdd.networks import network_name
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
 
@@ -30,32 +32,49 @@ PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
 RESULTS, METHODS = "## Results", "## Methods"
 
 
-def cell(rows: Sequence[Result]) -> str:
-    """Mean ± deviation over generators (over networks), in percent."""
-    if not rows:
+def cell(generators: Sequence[Sequence[float]], sign: str = "") -> str:
+    """Mean ± deviation over generators (over networks), in percent, of a number for each network of each generator."""
+    if not generators:
         return "not run"
-    means = [row.mean for row in rows]
-    within = 100 * statistics.fmean(row.std for row in rows)
-    between = f" ± {100 * statistics.stdev(means):.1f}" if len(rows) > 1 else ""
-    return f"{100 * statistics.fmean(means):.1f}{between} ({within:.1f})"
+    means = [statistics.fmean(networks) for networks in generators]
+    within = 100 * statistics.fmean(statistics.stdev(networks) for networks in generators)
+    between = f" ± {100 * statistics.stdev(means):.1f}" if len(means) > 1 else ""
+    return f"{100 * statistics.fmean(means):{sign}.1f}{between} ({within:.1f})"
+
+
+def accuracies(rows: Sequence[Result]) -> list[tuple[float, ...]]:
+    """Of every network, generator by generator."""
+    return [row.accuracies for row in rows]
 
 
 def table_1(found: Found, data: str, protocol: str) -> str:
-    """Methods and baselines on one data set, beside what was published."""
+    """Methods and baselines on one data set, beside what was published under this protocol."""
     told, rows = PUBLISHED["table_1"].get(data, {}), []
-    baselines = (RANDOM_REAL, *SELECTIONS)
-    for name in (*baselines, *TABLE_1):
-        ours = [cell(found.results(data, name, "fixed" if name in baselines else protocol, ipc)) for ipc in IPCS]
-        theirs = [f"{mean} ± {std}" for mean, std in told.get(name, ())] or ["-"] * len(IPCS)
-        rows.append([name, *ours, *theirs])
-    mean, std = PUBLISHED["all_data"][data]
-    rows.append([FULL_DATA, cell(found.results(data, FULL_DATA, "fixed", None)), "", "", f"{mean} ± {std}", "", ""])
+    for name in (RANDOM_REAL, *(SELECTIONS if protocol == "fixed" else ()), *TABLE_1):
+        real = name not in TABLE_1
+        ours = [found.results(data, name, "fixed" if real else protocol, ipc) for ipc in IPCS]
+        theirs = told.get(name, ()) if real or protocol != "fixed" else ()  # whose generators make fresh images
+        rows.append(
+            [
+                f"{name}, `fixed`" if real and protocol != "fixed" else name,
+                "-" if real else str(max(map(len, ours))),
+                *(cell(accuracies(each)) for each in ours),
+                *([f"{mean} ({std})" for mean, std in theirs] or ["-"] * len(IPCS)),
+            ]
+        )
     head = [f"{whose}, IPC {ipc}" for whose in (found.size, "published") for ipc in IPCS]
-    return markdown([[f"{TITLES[data]}, `{protocol}`", *head], *rows])
+    return markdown([[f"{TITLES[data]}, `{protocol}`", "generators", *head], *rows])
+
+
+def all_data(found: Found, data: str) -> str:
+    """The ceiling."""
+    ours = cell(accuracies(found.results(data, FULL_DATA, "fixed", None)))
+    mean, std = PUBLISHED["all_data"][data]
+    return f"Networks trained on all of {TITLES[data]}: {ours} here, {mean} ({std}) published."
 
 
 def differences(found: Found, data: str) -> str:
-    """What each way of tuning gains over going on without it, from the same GAN: pairs of equal seed."""
+    """What each way of tuning gains over going on without it, from the same GAN, in networks of equal seed."""
     rows = []
     for name, other in (
         ("cgan-continued", "cgan"),
@@ -64,30 +83,34 @@ def differences(found: Found, data: str) -> str:
         ("global-local", "dim"),
     ):
         for protocol in PROTOCOLS:
-            cells = []
-            for ipc in IPCS:
-                one, two = (
-                    {row.generator_seed: row.mean for row in found.results(data, which, protocol, ipc)}
-                    for which in (name, other)
-                )
-                gains = [100 * (one[seed] - two[seed]) for seed in one if seed in two]
-                spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
-                cells.append(f"{statistics.fmean(gains):+.1f}{spread}" if gains else "not run")
-            rows.append([f"{name} - {other}", protocol, *cells])
-    head = ["protocol", *(f"{found.size}, IPC {ipc}" for ipc in IPCS)]
+            gains = [paired(*(found.results(data, each, protocol, ipc) for each in (name, other))) for ipc in IPCS]
+            rows.append(
+                [f"{name} - {other}", protocol, str(max(map(len, gains))), *(cell(each, "+") for each in gains)]
+            )
+    head = ["protocol", "generators", *(f"{found.size}, IPC {ipc}" for ipc in IPCS)]
     return markdown([[f"{TITLES[data]}, points gained", *head], *rows])
+
+
+def paired(ours: Sequence[Result], theirs: Sequence[Result]) -> list[list[float]]:
+    """Gains of networks of equal seed on generators of equal seed."""
+    other = {row.generator_seed: row.accuracies for row in theirs}
+    return [
+        [one - two for one, two in zip(row.accuracies, other[row.generator_seed], strict=True)]
+        for row in ours
+        if row.generator_seed in other
+    ]
 
 
 def table_2(found: Found) -> str:
     """Other architectures, and what was published of some ResNet-18 and of the others."""
     rows = [
         [f"{name}, {found.size}"]
-        + [cell(found.results("cifar10", name, "dynamic", 10, network)) for network in TABLE_2_NETWORKS]
+        + [cell(accuracies(found.results("cifar10", name, "dynamic", 10, network))) for network in TABLE_2_NETWORKS]
         for name in TABLE_2
     ]
     told = PUBLISHED["table_2"]
     for name, cells in told["rows"].items():
-        theirs = {network: f"{mean} ± {std}" for network, (mean, std) in zip(told["networks"], cells, strict=True)}
+        theirs = {network: f"{mean} ({std})" for network, (mean, std) in zip(told["networks"], cells, strict=True)}
         names = ("resnet18" if network.startswith("resnet18") else network for network in TABLE_2_NETWORKS)
         rows.append([f"{name}, published", *(theirs[network] for network in names)])
     return markdown([["CIFAR-10, IPC 10, `dynamic`", *TABLE_2_NETWORKS], *rows])
@@ -95,19 +118,17 @@ def table_2(found: Found) -> str:
 
 def choices(found: Found) -> str:
     """What settings change, at one generator seed."""
+
+    def cells(data: str, name: str, ipc: int) -> list[str]:
+        rows = [of_first_generator(found.results(data, name, protocol, ipc)) for protocol in PROTOCOLS]
+        return [str(ipc), *(cell(accuracies(each)) for each in rows)]
+
     rows = [
-        [name, str(ipc), *(cell(one(found.results("fashion_mnist", name, protocol, ipc))) for protocol in PROTOCOLS)]
+        [name, *cells("fashion_mnist", name, ipc)]
         for names, ipc in ((FIGURE_3, 1), (ABLATIONS, 10))
         for name in ("global-local", *names)
     ]
-    rows += [
-        [
-            f"{name}, 32 px",
-            "10",
-            *(cell(found.results("fashion_mnist-32", name, protocol, 10)) for protocol in PROTOCOLS),
-        ]
-        for name in ("cgan", "global-local")
-    ]
+    rows += [[f"{name}, 32 px", *cells("fashion_mnist-32", name, 10)] for name in ("cgan", "global-local")]
     return markdown([["Fashion-MNIST", "IPC", *(f"{found.size}, `{protocol}`" for protocol in PROTOCOLS)], *rows])
 
 
@@ -120,28 +141,39 @@ def circumstances(found: Found) -> str:
     versions = ", ".join(sorted({f"torch {call['versions']['torch']}" for call in calls}))
     trained = sum(made.get("seconds", 0.0) for made in done)
     judged = sum(row.seconds for made in done if "report" in made for row in made["report"].results)
+    config = GlobalLocalTrainer.configure(**size.training)
+    settings = ", ".join(f"{name} {value}" for name, value in size.training.items() if name in config.identity())
+    first, second = (f"{cap:,}" if cap else "all" for cap in size.steps)
+    fresh = f"{config.pool_refresh} of them" if config.pool_refresh else "epoch"
     recipe = ", ".join(
         f"{name} {value}"
-        for name, value in next((made["report"].recipe.items() for made in done if "report" in made), ())
-        if value not in (False, [], None)
+        for name, value in asdict(size.recipe).items()
+        if name != "floor" and value not in (False, (), None)
     )
-    steps = [str(cap) if cap else "all" for cap in size.steps]
-    caveats = "".join(f" {told}" for told in dict.fromkeys(told for made in done for told in made["caveats"]))
-    caveats += "".join(
-        f" {TITLES[piece.data]}: {told}."
+    caveats = [told for made in done for told in made["caveats"]]
+    caveats += [
+        f"{TITLES[piece.data]}: {told}."
         for piece, made in found.pieces.items()
         if made and piece.kind == REAL
         for told in made["report"].problems
-    )
-    travelled = any(made.get("handed_over") or made.get("start_handed_over") for made in done)
-    handed = " Some states travelled with moments in half precision." * travelled
-    shared = ", which see the same draws" * size.shared_draws
-    return (
-        f"Size `{found.size}`: {steps[0]} steps of the GAN, {steps[1]} of the second stage; judged by {size.n} "
-        f"{network_name(size.network)} each{shared} ({recipe}). Mean ± deviation over generators (over networks) in %; "
+    ]
+    if any(made.get("handed_over") or made.get("start_handed_over") for made in done):
+        caveats.append("Some states travelled with moments in half precision.")
+    shared = " that see the same draws" * size.shared_draws
+    parts = [
+        f"Made by `scripts/reproduce.py --size {found.size}`: {settings}; {first} steps of the GAN, then {second} of "
+        f"the second stage, which draws a fresh network from the pool for every {fresh}. "
+        f"A cell is the test accuracy in %: the mean over {size.n} networks{shared} "
+        f"({network_name(size.network)}; {recipe}) and, in parentheses, their standard deviation. With several "
+        "generators it is the mean over them ± the deviation between them, then the mean deviation of their networks. "
+        "Gains are differences between networks of equal seed.",
+        "random-real draws real images; herding and k-center select them in the features of a network that learned "
+        f"from all of them. Published: {PUBLISHED['source']}.",
         f"{devices}; {trained / 60:,.0f} minutes of training, {judged / 60:,.0f} of judging; {versions}; commit "
-        f"{commits}.{caveats}{handed}"
-    )
+        f"{commits}.",
+        *dict.fromkeys(caveats),
+    ]
+    return "\n\n".join([*parts[:2], " ".join(parts[2:])])
 
 
 def short(commit: str | None) -> str:
@@ -150,10 +182,24 @@ def short(commit: str | None) -> str:
     return f"{name[:7]}{dash}{changed}"
 
 
-def left(found: Found) -> str:
-    """What was not run."""
-    open_ = [piece.name.split("/", 1)[1] for piece, made in found.pieces.items() if not made]
-    return f"Not run ({len(open_)} of {len(found.pieces)} pieces): {', '.join(open_)}." if open_ else "All pieces ran."
+def not_run(found: Found) -> str:
+    """The pieces that are still to do, folded away."""
+    names: dict[str, list[str]] = {}
+    for piece, made in found.pieces.items():
+        if not made:
+            names.setdefault(piece.data, []).append(piece.name.split("/")[-1])
+    if not names:
+        return "All pieces were run."
+    number, lines = (
+        sum(map(len, names.values())),
+        "\n".join(f"- {data}: {', '.join(each)}" for data, each in names.items()),
+    )
+    return folded(f"Not run: {number} of {len(found.pieces)} pieces", lines)
+
+
+def folded(title: str, text: str) -> str:
+    """Text that a click opens."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def section(found: Found, *, whole: bool) -> str:
@@ -164,11 +210,12 @@ def section(found: Found, *, whole: bool) -> str:
         if any(judged) if whole else all(judged):
             tested = any(found.results(data, name, *BEST_5, ipc) for name in TABLE_1 for ipc in IPCS)
             shown = (*PROTOCOLS, *(BEST_5 if whole and tested else ()))
-            parts += [*(table_1(found, data, protocol) for protocol in shown), differences(found, data)]
+            parts += [table_1(found, data, protocol) for protocol in shown]
+            parts += [differences(found, data), all_data(found, data)]
     if whole:
         names = {piece.variant for piece, made in found.pieces.items() if made and "report" in made}
         parts += [table_2(found)] * bool(names & {*TABLE_2}) + [choices(found)] * bool(names & {*FIGURE_3, *ABLATIONS})
-    told = [circumstances(found), *([left(found)] if whole else [])]
+    told = [circumstances(found), *([not_run(found)] if whole else [])]
     return "\n\n".join([*parts, *told]) if parts or (whole and found.done) else ""
 
 
@@ -193,13 +240,8 @@ def pages(found: Sequence[Found], root: Path) -> Iterator[tuple[Path, str]]:
         yield readme, with_results(readme.read_text(), told)
 
 
-BARS = "Bars: deviation over generators if there are several, otherwise over networks."
-COMPARED = """What cannot be compared: the papers count as IPC the images that a generator makes *in every epoch*
-(`dynamic`), so that a network sees up to a thousand times as many different ones, and print it beside methods that
-store exactly IPC images of a class (`fixed`). They report the best of five tests on the test set itself, of generators
-that were chosen by test accuracy as well, and deviations over networks that share one generator. Here a row is tested
-once, at its end (but `dynamic-best5-test`, their way), and nothing is chosen by test data. At `lite` generators and
-networks are small and learn for minutes: there compare what stands in one column of ours, not ours with theirs."""
+BARS = "Error bars: the deviation between generators, or between networks where there is one generator."
+COMPARED = "README says [what can be compared with the papers](../README.md#what-can-be-compared-with-the-papers)."
 
 
 def in_readme(found: Sequence[Found]) -> str:
@@ -208,9 +250,10 @@ def in_readme(found: Sequence[Found]) -> str:
         if told := section(each, whole=False):
             picture = f"![Accuracy against images per class](model_cards/accuracy-{each.size}.png)"
             more = (
-                "What cannot be compared, and why, stands [below](#what-can-be-compared-with-the-papers). All of it, "
-                "and what was not run, is in [model_cards](model_cards/README.md); `python scripts/reproduce.py "
-                "--next` goes on with it."
+                "Compare methods with each other, within one protocol; [why not with the published numbers]"
+                "(#what-can-be-compared-with-the-papers). All results, and what has not been run, are in "
+                f"[model_cards](model_cards/README.md); `python scripts/reproduce.py --size {each.size} --next` goes "
+                "on with them."
             )
             return "\n\n".join([told, picture, BARS, more])
     return ""
@@ -221,7 +264,7 @@ def all_results(found: Sequence[Found], cards: Path) -> str:
     parts = ["# Results", "Written by `python scripts/reproduce.py --table` from the JSON in `evidence`.", COMPARED]
     for each in sorted(found, key=lambda each: not each.done):  # what was run comes first
         parts.append(f"## Size `{each.size}`")
-        parts.append(section(each, whole=True) or left(each))
+        parts.append(section(each, whole=True) or not_run(each))
         drawn = pictures(each)
         for name, what in (("accuracy", "Accuracy against images per class"), ("local-weight", "Figure 3")):
             if f"{name}-{each.size}.png" in drawn:
@@ -242,7 +285,7 @@ def other_cards(cards: Path) -> Iterator[str]:
     for path in sorted(cards.glob("*/report.json")):
         name = path.parent.name
         if name not in own:
-            yield f"### [{name}]({name}/README.md)\n\n{Report.load(path).markdown()}"
+            yield f"[{name}]({name}/README.md)\n\n{folded('Its rows', Report.load(path).markdown())}"
 
 
 def with_results(readme: str, results: str) -> str:

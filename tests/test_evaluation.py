@@ -323,7 +323,8 @@ def test_baselines_can_be_taken_apart_and_merged():
     real, test = toy(contrast=10), toy(seed=1, contrast=10)
     together = evaluate(Stub(), test, real=real, ipc=4, **NO_PROBLEM)
     alone = evaluate(Stub(), test, real=real, ipc=4, with_baselines=False, **NO_PROBLEM)
-    merged = Report.merge([alone, baselines(real, test, ipcs=(4,), **NO_PROBLEM)])
+    subsets = baselines(real, test, ipcs=(4,), full_data=False, **NO_PROBLEM)
+    merged = Report.merge([alone, subsets, baselines(real, test, ipcs=(), **NO_PROBLEM)])
     assert [(r.cell, r.accuracies) for r in merged.results] == [(r.cell, r.accuracies) for r in together.results]
     assert merged.problems == ()
 

@@ -2,20 +2,22 @@
 
 import importlib
 import json
+import shutil
 import signal
 import sys
 import time
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from hf_gdd import AutoGenerator, Recipe
+from hf_gdd import AutoGenerator, GlobalLocalTrainer, Recipe
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
+from hf_gdd.reading import DIGITS
 from hf_gdd.report import Report, Result
 from hf_gdd.runs import load_state, save_state
 
@@ -45,6 +47,7 @@ def small(scripts, monkeypatch):
         network="convnet1",
         recipe=Recipe(max_steps=4, batch_size=32, floor=0.0),
         seeds={"digits": (0, 1)},
+        floors={"digits": 0.0},
         n=2,
     )
     monkeypatch.setitem(evidence.SIZES, "small", size)
@@ -53,12 +56,8 @@ def small(scripts, monkeypatch):
 
 
 @pytest.fixture
-def bench(scripts, small, tmp_path, monkeypatch):
-    """Another machine is another current folder: runs know each other by relative paths."""
-    (tmp_path / "here").mkdir()
-    (tmp_path / "there").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return scripts["pieces"].Bench(Path("runs"), tmp_path / "results", {}, float("inf"))
+def bench(scripts, small, tmp_path):
+    return scripts["pieces"].Bench(tmp_path / "runs", tmp_path / "results", {}, float("inf"))
 
 
 def named(scripts, name):
@@ -84,13 +83,13 @@ def test_the_queue_can_be_worked_off_in_its_order(scripts, size):
 
 
 def test_every_variant_can_be_trained(scripts):
-    from hf_gdd import GlobalLocalConfig
-
     evidence = scripts["evidence"]
     for name, variant in evidence.VARIANTS.items():
-        start = {"start_from": "there"} if variant.start else {}
-        GlobalLocalConfig().changed(method=variant.method, **start, **variant.changes)
         assert (variant.start is None) == (variant.method == "cgan"), name
+        for size in evidence.SIZES.values():
+            start = {"start_from": "there"} if variant.start else {}
+            settings = {**size.training, "method": variant.method, **start, **variant.changes}
+            GlobalLocalTrainer.configure(**settings)
 
 
 def test_all_is_done_and_told(scripts, bench, small):
@@ -198,10 +197,11 @@ def test_rows_of_other_circumstances_are_made_anew(scripts, bench, monkeypatch):
 
 def test_other_data_of_the_same_name_is_refused(scripts, bench, monkeypatch):
     bench.run(named(scripts, "herding"))
-    data = scripts["pieces"].read("digits", None)
+    data = scripts["pieces"].read("digits", "digits", None)
     other = replace(bench, local={"digits": "other"})
-    monkeypatch.setattr(scripts["pieces"], "read", lambda place, size: data[::-1] if place == "other" else data)
-    with pytest.raises(ValueError, match=r"digits here .* is not the data that .*herding.json was made of"):
+    read = lambda name, place, size: data[::-1] if place == "other" else data  # noqa: E731
+    monkeypatch.setattr(scripts["pieces"], "read", read)
+    with pytest.raises(ValueError, match=r"digits as it is in other is not the data that .*herding.json was made of"):
         other.run(named(scripts, "k-center"))
     bench.run(named(scripts, "k-center"))
     path = bench.result(named(scripts, "herding"))
@@ -249,20 +249,20 @@ def test_a_training_goes_on_elsewhere(scripts, bench, tmp_path, name):
     at = begun(scripts, bench, piece)
     state = f"checkpoints/step-{at:09d}.pt"
     here = load_state(bench.folder(piece) / state)
-    with elsewhere(scripts, bench, piece, tmp_path):
-        there = load_state(bench.folder(piece) / state)
+    with elsewhere(scripts, bench, piece, tmp_path) as there:
+        state = load_state(there.folder(piece) / state)
         moments = [one["exp_avg_sq"] for one in here["optimizer_g"]["state"].values()]
         assert max(moment.max() for moment in moments) > 0
-        for one, other in zip(flat(here), flat(there), strict=True):
+        for one, other in zip(flat(here), flat(state), strict=True):
             torch.testing.assert_close(other, one, rtol=2**-8, atol=0)
         for part in ("generator", "discriminator"):
-            assert all(map(torch.equal, flat(here[part]), flat(there[part])))
+            assert all(map(torch.equal, flat(here[part]), flat(state[part])))
         # Once more, when it has gone further here: nothing is taken back.
-        bench.run(piece)
-        assert scripts["hand_over"].take_over(bench, tmp_path / "travels") == []
+        there.run(piece)
+        assert scripts["hand_over"].take_over(there, tmp_path / "travels") == []
         assert json.loads(bench.result(piece).read_text())["handed_over"] == [at]
         if piece.needs:
-            assert scripts["reproduce"].state(bench, named(scripts, "dim-seed0-train")) == "away"
+            assert scripts["reproduce"].state(there, named(scripts, "dim-seed0-train")) == "away"
     bench.run(piece)
     assert json.loads(bench.result(piece).read_text())["handed_over"] == []
 
@@ -279,9 +279,9 @@ def test_a_stage_is_taken_on_elsewhere(scripts, bench, tmp_path):
     """A training that has yet to begin needs the GAN it starts from, and no more of that run."""
     piece = named(scripts, "dim-seed0-train")
     bench.run(piece.needs[0])
-    with elsewhere(scripts, bench, piece, tmp_path):
-        bench.run(piece)
-        assert [path.name for path in bench.folder(piece.needs[0]).glob("checkpoints/*")] == ["stage-gan.pt"]
+    with elsewhere(scripts, bench, piece, tmp_path) as there:
+        there.run(piece)
+        assert [path.name for path in there.folder(piece.needs[0]).glob("checkpoints/*")] == ["stage-gan.pt"]
         told = json.loads(bench.result(piece).read_text())
         assert (told["handed_over"], told["start_handed_over"]) == ([], [6])
     exact = bench.folder(piece.needs[0]) / "checkpoints" / "stage-gan.pt"
@@ -306,8 +306,8 @@ def test_a_judgement_goes_on_elsewhere(scripts, bench, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces.time, "monotonic", lambda: clock[0])
     with pytest.raises(pieces.OutOfTimeError):
         replace(bench, deadline=150.0).run(judge)
-    with elsewhere(scripts, bench, judge, tmp_path):
-        bench.run(judge)
+    with elsewhere(scripts, bench, judge, tmp_path) as there:
+        there.run(judge)
     every = [(ipc, protocol) for ipc in judge.ipcs for protocol in judge.protocols]
     assert made == every
     rows = json.loads(bench.result(judge).read_text())["report"]["results"]
@@ -316,23 +316,24 @@ def test_a_judgement_goes_on_elsewhere(scripts, bench, tmp_path, monkeypatch):
 
 @contextmanager
 def elsewhere(scripts, bench, piece, tmp_path):
-    """On a machine that has been given what a piece needs, and has nothing else but the results."""
-    hand_over, travels = scripts["hand_over"], tmp_path / "travels"
+    """On a machine that has been given what a piece needs, and else has the results and its own copy of the data."""
+    hand_over, travels, copy = scripts["hand_over"], tmp_path / "travels", tmp_path / "there" / "copy"
+    shutil.copytree(DIGITS, copy)
+    there = replace(bench, runs=tmp_path / "there" / "queue", local={"digits": str(copy)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hand_over, "PART", 10_000)
         _, size = hand_over.hand_over(bench, piece, travels)
         assert {path.stat().st_size for path in sorted(travels.glob("part-*"))[:-1]} == {10_000}
         assert size == sum(path.stat().st_size for path in travels.iterdir())
-        patch.chdir(tmp_path / "there")
-        hand_over.take_over(bench, travels)
-        yield
+        hand_over.take_over(there, travels)
+        yield there
 
 
 def test_what_needs_a_generator_of_elsewhere_is_not_tried_but_told(scripts, bench, small, monkeypatch, capsys):
     """Results travel with the repository, runs do not."""
     train, judge = named(scripts, "cgan-seed0-train"), named(scripts, "cgan-seed0-judge")
     bench.run(train)
-    here = replace(bench, runs=Path("empty"))
+    here = replace(bench, runs=bench.runs / "empty")
     reproduce, pieces = scripts["reproduce"], [judge, named(scripts, "dim-seed0-train")]
     assert [reproduce.state(bench, piece) for piece in pieces] == ["open", "open"]
     assert [reproduce.state(here, piece) for piece in pieces] == ["away", "away"]
@@ -366,8 +367,14 @@ def test_a_hand_over_is_whole_or_not_taken(scripts, bench, tmp_path, monkeypatch
     with there.claimed(piece.needs[0].name), pytest.raises(ValueError, match="Another program is at one of"):
         hand_over.take_over(there, travels)
     (travels / "part-000").write_bytes(before["part-000"][:-1])
-    with pytest.raises(ValueError, match=r"A part is missing .* or cut"):
+    with pytest.raises(ValueError, match=r"A part is missing .* or was changed"):
         hand_over.take_over(there, travels)
+    (travels / "part-000").write_bytes(before["part-000"])
+    (travels / "files.json").write_bytes(before["files.json"].replace(b"small/digits", b"../digits"))
+    with pytest.raises(ValueError, match=r"names ../digits/.*, which is no file of a run"):
+        hand_over.take_over(there, travels)
+    with pytest.raises(ValueError, match="holds nothing that was handed over"):
+        hand_over.take_over(there, tmp_path)
     (travels / "thesis.txt").touch()
     with pytest.raises(ValueError, match=r"holds thesis.txt: name an empty folder"):
         hand_over.hand_over(bench, piece, travels)
@@ -484,8 +491,27 @@ def test_all_that_is_asked_for_is_done_in_order(scripts, bench, tmp_path, monkey
     assert "done   small/digits/real\n" in told
     assert "open   small/digits/cgan-seed1-train\n" in told
     assert (root / "model_cards" / "digits-global-local-small" / "README.md").is_file()
-    with pytest.raises(SystemExit, match=r"--data fashion-mnist: there is no such data set here, only .*fashion_mnist"):
-        reproduce.main(**place, data=(("fashion-mnist", "folder"),))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "Nothing to do: say --list, --next"),
+        ({"list": True, "only": "fashon"}, "--only fashon: no piece of size small has this in its name"),
+        ({"list": True, "data": (("fashion-mnist", "."),)}, "there is no such data set here, only .*fashion_mnist"),
+        ({"list": True, "data": (("mnist", "nowhere"),)}, "--data mnist nowhere: there is no such folder"),
+        ({"list": True, "data": (("mnist", "."), ("mnist", "."))}, "--data mnist is given twice"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_once(scripts, bench, asked, told):
+    with pytest.raises(SystemExit, match=told):
+        scripts["reproduce"].main(size="small", runs=bench.runs, results=bench.results, **asked)
+
+
+def test_what_is_too_early_is_told(scripts, bench, capsys):
+    reproduce = scripts["reproduce"]
+    reproduce.work(bench, [named(scripts, "dim-seed0-judge")])
+    assert "small/digits/dim-seed0-judge" in capsys.readouterr().out
 
 
 def judged(scripts, variant, seed, accuracies):
@@ -503,7 +529,8 @@ def judged(scripts, variant, seed, accuracies):
         stored_bytes=1,
         seconds=60.0,
     )
-    report = Report((row,), "real", "test", {"lr": 0.1, "floor": 0.0}, "real", "CPU")
+    recipe = asdict(scripts["evidence"].SIZES["paper"].judged_by("mnist")) | {"epochs_up_to": []}
+    report = Report((row,), "real", "test", recipe, "real", "CPU")
     told = {"commit": "0123456789-dirty", "device": "CPU", "versions": {"torch": "2"}, "caveats": ["A copy."]}
     return scripts["evidence"].Piece("paper", "mnist", "judge", variant, seed), told | {"report": report}
 
@@ -517,17 +544,56 @@ def test_tables_keep_generators_and_networks_apart_and_pair_seeds(scripts):
         judged(scripts, "cgan-continued", 2, (0.1, 0.1)),  # of a seed that the other has not been run with
     ]
     found = tables.Found("paper", dict(made))
-    head, _, *rows = (line[2:-2].split(" | ") for line in tables.table_1(found, "mnist", "fixed").splitlines())
-    cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-    assert cells["dim"]["paper, IPC 1"] == "70.0 ± 14.1 (14.1)"
-    assert cells["dim"]["paper, IPC 10"] == "not run"
-    assert cells["dim"]["published, IPC 1"] == "96.5 ± 0.6"
-    assert cells["cgan-continued"]["published, IPC 1"] == "-"
+    fixed, dynamic = (told(tables.table_1(found, "mnist", protocol)) for protocol in ("fixed", "dynamic"))
+    assert fixed["dim"]["paper, IPC 1"] == "70.0 ± 14.1 (14.1)"
+    assert fixed["dim"]["generators"] == "2"
+    assert fixed["dim"]["paper, IPC 10"] == dynamic["dim"]["paper, IPC 1"] == "not run"
+    # What was published of generators was measured on fresh images.
+    assert (fixed["dim"]["published, IPC 1"], dynamic["dim"]["published, IPC 1"]) == ("-", "96.5 (0.6)")
+    assert fixed["random-real"]["published, IPC 1"] == dynamic["random-real, `fixed`"]["published, IPC 1"]
+    assert dynamic["cgan-continued"]["published, IPC 1"] == "-"
     gains = tables.differences(found, "mnist")
-    assert "| dim - cgan-continued | fixed | +10.0 | not run | not run |" in gains
-    told = tables.circumstances(found)
-    assert "0 minutes of training, 4 of judging" in told
-    assert told.endswith("commit 0123456-dirty. A copy.")
+    assert "| dim - cgan-continued | fixed | 1 | +10.0 (14.1) | not run | not run |" in gains
+    circumstances = tables.circumstances(found)
+    assert "0 minutes of training, 4 of judging" in circumstances
+    assert circumstances.endswith("commit 0123456-dirty. A copy.")
+
+
+def told(table):
+    """Cells of a table by its rows' and its columns' names."""
+    head, _, *rows = (line[2:-2].split(" | ") for line in table.splitlines())
+    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+@pytest.mark.parametrize("kind", ["train", "judge"])
+def test_a_size_that_was_changed_is_not_told_of_what_was_made_before(scripts, bench, small, monkeypatch, kind):
+    piece = named(scripts, f"cgan-seed0-{kind}")
+    for each in (*piece.needs, piece):
+        bench.run(each)
+    sizes, load = scripts["evidence"].SIZES, scripts["results"].load
+    load(bench.results, "small")
+    changes = {"train": {"training": small.training | {"width": 8}}, "judge": {"n": 3}}
+    monkeypatch.setitem(sizes, "small", replace(small, **changes[kind]))
+    with pytest.raises(ValueError, match=f"cgan-seed0-{kind} was made with .*, but size small says"):
+        load(bench.results, "small")
+
+
+def test_a_kept_card_tells_what_the_evidence_tells(scripts):
+    cards, evidence = SCRIPTS.parent / "model_cards", scripts["evidence"]
+    folders = {}
+    for size in evidence.SIZES:
+        for judge in evidence.kept(size):
+            if (cards / judge.card).is_dir():
+                folders[judge] = cards / judge.card
+    for judge, folder in folders.items():
+        pieces = (replace(judge, kind="real", variant=None, seed=0), judge, *judge.needs)
+        real, judged, trained = (
+            json.loads((cards / "evidence" / f"{piece.name}.json").read_text()) for piece in pieces
+        )
+        rows = [*real["report"]["results"], *judged["report"]["results"]]
+        assert json.loads((folder / "report.json").read_text())["results"] == rows
+        assert AutoGenerator.from_pretrained(folder).fingerprint == trained["fingerprint"]
+    assert bool(folders) == any(cards.glob("evidence/*/*/*-judge.json"))
 
 
 def test_what_is_committed_is_what_the_json_gives(scripts):

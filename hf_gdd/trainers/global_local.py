@@ -125,8 +125,7 @@ class GlobalLocalTrainer(Trainer):
                     f"The network {network_name(spec)} returns logits alone, but local matching needs a feature: "
                     "return (logits, feature), or use method='dim'."
                 )
-        refresh = config.pool_refresh or max(1, len(data) // config.match_batch_size)
-        recipe = replace(MATCHING, mixed_precision=config.mixed_precision)
+        refresh, recipe = config.refresh(len(data)), replace(MATCHING, mixed_precision=config.mixed_precision)
         return ModelPool(
             config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random, recipe=recipe
         )

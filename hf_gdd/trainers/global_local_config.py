@@ -100,6 +100,10 @@ class GlobalLocalConfig(TrainingConfig):
         """What is computed, as primitives: networks by their names."""
         return super().identity() | {"pool": [network_name(spec) for spec in self.pool]}
 
+    def refresh(self, images: int) -> int:
+        """Matching steps for each network of the pool, of `images` training images: as set, or one pass."""
+        return self.pool_refresh or max(1, images // self.match_batch_size)
+
     @property
     def weights(self) -> dict[str, float]:
         """The weights of the matching terms that the method uses."""
@@ -110,8 +114,8 @@ class GlobalLocalConfig(TrainingConfig):
 
 
 # The published rates and weights move a small generator by next to nothing in a short run. In `lite` and `tiny` they
-# are such that matching has a good part of the generator's gradient, and the average outlasts the swings of the GAN; a
-# discriminator that learns classes from the images of an untrained generator, too, would hold it up at the start.
+# are such that matching has a good part of the generator's gradient, and the average outlasts the swings of the GAN.
+# The class term on generated images is off: an untrained generator's teach the discriminator nothing of classes.
 PRESETS = {
     "paper": GlobalLocalConfig(),
     "fast": GlobalLocalConfig(preset="fast", penalty_every=4, mixed_precision="auto"),
