@@ -150,9 +150,9 @@ class Materialize:
             if launched()[0] > 0:  # what all have made, one writes
                 continue
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
-            folder.mkdir(parents=True, exist_ok=True)
             path = folder / "train.parquet"
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 write_parquet(data, path)
             except OSError as error:
                 told = f"{path} cannot be written ({error.strerror}): its images are kept; give the command again"

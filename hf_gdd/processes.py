@@ -43,9 +43,19 @@ def own_device() -> torch.device:
 
 
 class Processes:
-    """The processes of a run, or its only one, for which all of this costs nothing."""
+    """The processes of a run, or its only one, for which all of this costs nothing.
+
+    Raises:
+        ValueError: a launcher started several, but each of them is alone.
+
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
+        if (told := launched()[1]) != accelerator.num_processes:
+            raise ValueError(
+                f"WORLD_SIZE tells of {told} processes, but {accelerator.num_processes} found each other: set "
+                "ACCELERATE_USE_CPU=true to train on CPUs; without a launcher unset WORLD_SIZE."
+            )
         self.accelerator = accelerator
         self.count, self.main = accelerator.num_processes, accelerator.is_main_process
         self.index = accelerator.process_index

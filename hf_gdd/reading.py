@@ -36,9 +36,10 @@ def open_split(data: Source, split: str | None) -> tuple[Dataset, str, str | lis
         try:
             data = load_dataset(str(folder))
         except (FileNotFoundError, ConnectionError) as error:  # as datasets reports what is neither here nor there
+            told = str(error).rstrip(".")
             raise ValueError(
                 f"{str(data)!r} is no data set that can be read: as a local folder it is "
-                f"{'unreadable' if folder.is_dir() else 'absent'}, and on the Hub: {error} Check the spelling, the "
+                f"{'unreadable' if folder.is_dir() else 'absent'}, and on the Hub: {told}. Check the spelling, the "
                 "network and, for a private one, your login."
             ) from error
     if isinstance(data, DatasetDict):

@@ -274,8 +274,8 @@ class Report:
     def __str__(self) -> str:
         """One line a person reads."""
         parts = [
-            f"{r.name}{f' IPC {r.ipc}' if r.ipc else ''} {r.protocol} {100 * r.mean:.1f}±{100 * r.std:.1f} "
-            f"({r.network}, n={len(r.accuracies)})"
+            f"{r.name}{f' IPC {r.ipc}' if r.ipc else ''} {r.protocol} {100 * r.mean:.1f}"
+            f"{f'±{100 * r.std:.1f}' if len(r.accuracies) > 1 else ''} ({r.network}, n={len(r.accuracies)})"
             for r in self.results
         ]
         return "; ".join([*parts, *(problem.upper() for problem in self.problems)]) + f" [{self.device}]"

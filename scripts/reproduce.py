@@ -135,7 +135,7 @@ def pack(bench: Bench, pieces: list[Piece], folder: Path) -> str:
                     last = newest(bench.folder(piece))
                     lost = f"; its state after step {last} is too large" if last > step else ""
                     return f"{piece.name}: {size:,} bytes, goes on after step {step}{lost}"
-    return "Nothing is left to do."
+    return "Nothing is to be handed over: all is done, waits for other pieces, or is under way or away."
 
 
 def ready(bench: Bench, piece: Piece) -> bool:
@@ -158,5 +158,7 @@ def state(bench: Bench, piece: Piece) -> str:
 if __name__ == "__main__":
     try:
         tyro.cli(main)
-    except (KeyboardInterrupt, ValueError) as stop:
-        sys.exit(str(stop))
+    except KeyboardInterrupt as stop:
+        sys.exit(str(stop) or "Stopped: finished rows are kept, and the same command goes on from them.")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

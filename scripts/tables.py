@@ -73,6 +73,20 @@ def all_data(found: Found, data: str) -> str:
     return f"Networks trained on all of {TITLES[data]}: {ours} here, {mean} ({std}) published."
 
 
+def verdict(found: Found, data: str) -> str:
+    """Where a set of real images, drawn at random, teaches more than the best of the generators."""
+    told = []
+    for protocol in PROTOCOLS:
+        worse = []
+        for ipc in IPCS:
+            real = found.results(data, RANDOM_REAL, "fixed", ipc)
+            made = [row.mean for name in TABLE_1 for row in found.results(data, name, protocol, ipc)]
+            if real and made and real[0].mean > max(made):
+                worse.append(str(ipc))
+        told.append(f"`{protocol}` at IPC {', '.join(worse)}" if worse else f"`{protocol}` at no IPC")
+    return f"Random real images of {TITLES[data]} beat all of these generators under {' and under '.join(told)}."
+
+
 def differences(found: Found, data: str) -> str:
     """What each way of tuning gains over going on without it, from the same GAN, in networks of equal seed."""
     rows = []
@@ -159,14 +173,18 @@ def circumstances(found: Found) -> str:
     ]
     if any(made.get("handed_over") or made.get("start_handed_over") for made in done):
         caveats.append("Some states travelled with moments in half precision.")
+    judge = network_name(size.network)
+    if callable(size.network):
+        judge += f" of `scripts/{size.network.__module__}.py`"
     shared = " that see the same draws" * size.shared_draws
     parts = [
         f"Made by `scripts/reproduce.py --size {found.size}`: {settings}; {first} steps of the GAN, then {second} of "
         f"the second stage, which draws a fresh network from the pool for every {fresh}. "
         f"A cell is the test accuracy in %: the mean over {size.n} networks{shared} "
-        f"({network_name(size.network)}; {recipe}) and, in parentheses, their standard deviation. With several "
+        f"({judge}; {recipe}) and, in parentheses, their standard deviation. With several "
         "generators it is the mean over them ± the deviation between them, then the mean deviation of their networks. "
-        "Gains are differences between networks of equal seed.",
+        "Gains are differences between networks of equal seed; with one generator they leave out what the seed of a "
+        "generator changes, so that a point may be noise.",
         "random-real draws real images; herding and k-center select them in the features of a network that learned "
         f"from all of them. Published: {PUBLISHED['source']}.",
         f"{devices}; {trained / 60:,.0f} minutes of training, {judged / 60:,.0f} of judging; {versions}; commit "
@@ -211,7 +229,7 @@ def section(found: Found, *, whole: bool) -> str:
             tested = any(found.results(data, name, *BEST_5, ipc) for name in TABLE_1 for ipc in IPCS)
             shown = (*PROTOCOLS, *(BEST_5 if whole and tested else ()))
             parts += [table_1(found, data, protocol) for protocol in shown]
-            parts += [differences(found, data), all_data(found, data)]
+            parts += [f"{verdict(found, data)} {all_data(found, data)}", differences(found, data)]
     if whole:
         names = {piece.variant for piece, made in found.pieces.items() if made and "report" in made}
         parts += [table_2(found)] * bool(names & {*TABLE_2}) + [choices(found)] * bool(names & {*FIGURE_3, *ABLATIONS})

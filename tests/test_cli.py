@@ -246,7 +246,7 @@ def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatc
     refused(capsys, ["materialize", str(tmp_path / "nowhere")], "error:", "is neither a local folder")
     refused(capsys, ["materialize", str(empty)], "error:", "holds no config.json")
     refused(capsys, ["materialize", str(run)], "did you mean its subfolder 'generator'?")
-    refused(capsys, ["materialize", generator, "--ipc", "0"], "error: ipc is 0; ask for at least 1")
+    refused(capsys, ["materialize", generator, "--ipc", "0"], "error: ipc is 0; ask for a whole number")
     refused(capsys, ["materialize", generator, "--truncation", "5"], "error: truncation is 5.0")
     refused(capsys, ["materialize", generator, "--steps", "5"], "error: This generator's sampling has no steps")
     refused(capsys, ["materialize", generator, "--classes", "1"], "error: --classes chooses among those of a diffusion")

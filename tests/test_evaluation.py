@@ -431,8 +431,8 @@ SHUFFLED = ("bee", "ant", "cat")
     ("train", "test", "changes", "message"),
     [
         (Stub(), toy(), {"ipc": None}, "say how many per class with ipc=10"),
-        (Stub(), toy(), {"ipc": 0}, "ipc is 0; ask for at least 1"),
-        (Stub(), toy(), {"ipc": -3}, "ipc is -3; ask for at least 1"),
+        (Stub(), toy(), {"ipc": 0}, "ipc is 0; ask for a whole number"),
+        (Stub(), toy(), {"ipc": 1.5}, "ipc is 1.5; ask for a whole number"),
         (Stub(max_ipc=5), toy(), {"ipc": 6}, "ipc is 6, but this generator holds 5"),
         (
             Stub(max_ipc=5),

@@ -470,7 +470,7 @@ def test_only_one_program_does_a_piece(scripts, bench, tmp_path):
         assert not again
         reproduce.work(bench, [piece])
         assert not bench.result(piece).exists()
-        assert reproduce.pack(bench, [piece], tmp_path / "travels") == "Nothing is left to do."
+        assert reproduce.pack(bench, [piece], tmp_path / "travels").startswith("Nothing is to be handed over")
     reproduce.work(bench, [piece])
     assert bench.result(piece).exists()
 
@@ -554,6 +554,11 @@ def test_tables_keep_generators_and_networks_apart_and_pair_seeds(scripts):
     assert dynamic["cgan-continued"]["published, IPC 1"] == "-"
     gains = tables.differences(found, "mnist")
     assert "| dim - cgan-continued | fixed | 1 | +10.0 (14.1) | not run | not run |" in gains
+    assert "under `fixed` at no IPC" in tables.verdict(found, "mnist")
+    for accuracy, told_of in ((0.7, "at no IPC"), (0.9, "at IPC 1")):
+        real = dict([judged(scripts, "random-real", 0, (accuracy, accuracy))])
+        verdict = tables.verdict(tables.Found("paper", {**found.pieces, **real}), "mnist")
+        assert f"MNIST beat all of these generators under `fixed` {told_of} and under" in verdict
     circumstances = tables.circumstances(found)
     assert "0 minutes of training, 4 of judging" in circumstances
     assert circumstances.endswith("commit 0123456-dirty. A copy.")

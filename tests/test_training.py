@@ -196,6 +196,13 @@ def test_ten_kills_change_nothing(tmp_path):
     assert not list((tmp_path / "run").rglob("*.part"))
 
 
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path):
+    """Each would train by itself, all into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes, but 1 found each other: set ACCELERATE_USE_CPU=true"):
+        make(tmp_path / "run")
+
+
 def test_a_stop_under_a_launcher_says_so(monkeypatch, tmp_path):
     assert "same launcher" not in str(Interrupted(signal.SIGTERM, 1, tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -192,7 +192,7 @@ def check_ipc(generator: Generator, ipc: int) -> None:
 
     """
     if not isinstance(ipc, int) or isinstance(ipc, bool) or ipc < 1:
-        raise ValueError(f"ipc is {ipc!r}; ask for at least 1 image per class.")
+        raise ValueError(f"ipc is {ipc!r}; ask for a whole number of images per class, at least 1.")
     if ipc * generator.num_classes > MAX_IMAGES:
         raise ValueError(f"ipc {ipc:,} makes more than {MAX_IMAGES:,} images: ask for fewer, or take a stream.")
     if generator.max_ipc is not None and ipc > generator.max_ipc:
