@@ -206,5 +206,5 @@ def test_results_are_found_by_name_and_fields():
 def test_the_line_a_person_reads():
     line = str(report(result(accuracies=(0.49, 0.51)), result(RANDOM_REAL), result(FULL_DATA, (0.95,), ipc=None)))
     assert "ours IPC 10 fixed 50.0±1.4 (convnet3, n=2)" in line
-    assert "full data fixed 95.0±0.0 (convnet3, n=1)" in line
+    assert "full data fixed 95.0 (convnet3, n=1)" in line
     assert line.endswith("[CPU]")
