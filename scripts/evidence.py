@@ -83,6 +83,7 @@ class Size:
         training: settings of every training.
         local_weight: of the local term.
         steps: caps on the first and on the second stage; None for the preset's own lengths.
+        shortened: data sets whose trainings have only the n-th part of these steps, by n.
         network: what judges.
         recipe: by which it is trained, but for its floor.
         seeds: of the generators, by data set.
@@ -101,13 +102,13 @@ class Size:
     floors: Mapping[str, float]
     n: int = 5
     shared_draws: bool = False
+    shortened: Mapping[str, int] = field(default_factory=dict)
 
-    def settings(self, variant: Variant) -> dict[str, Any]:
-        """Of a training, but for its data and seed."""
-        matching = variant.start is not None
-        weight = {"local_weight": self.local_weight * variant.factor}
-        steps = {"method": variant.method, "max_steps": self.steps[matching]}
-        return {**self.training, **weight, **steps, **variant.changes}
+    def settings(self, variant: Variant, data: str) -> dict[str, Any]:
+        """Of a training, but for its seed."""
+        cap = self.steps[variant.start is not None]
+        steps = {"method": variant.method, "max_steps": cap and cap // self.shortened.get(data, 1)}
+        return {**self.training, "local_weight": self.local_weight * variant.factor, **steps, **variant.changes}
 
     def judged_by(self, data: str) -> Recipe:
         """The recipe, with the floor of this data set."""
@@ -133,6 +134,7 @@ SIZES = {
         seeds={"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)},
         floors={"fashion_mnist": 0.8, "fashion_mnist-32": 0.8, "mnist": 0.8, "cifar10": 0.4},
         shared_draws=True,
+        shortened={"cifar10": 3},
     ),
 }
 

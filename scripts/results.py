@@ -83,7 +83,7 @@ def require_size(piece: Piece, made: Mapping[str, Any]) -> None:
         told["n"] = sorted({len(row.accuracies) for row in report.results})
         now = {"recipe": asdict(size.judged_by(piece.data)), "shared_draws": size.shared_draws, "n": [size.n]}
     else:
-        now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[piece.variant])).identity()
+        now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[piece.variant], piece.data)).identity()
         now = {name: value for name, value in now.items() if name not in OF_PIECE and value != "auto"}
         told = made["run"]["config"]
     for name, value in json.loads(json.dumps(now)).items():  # as it is read back

@@ -164,7 +164,9 @@ def circumstances(found: Found) -> str:
         for name, value in asdict(size.recipe).items()
         if name != "floor" and value not in (False, (), None)
     )
-    caveats = [told for made in done for told in made["caveats"]]
+    trained_on = {piece.data for piece, made in found.pieces.items() if made and piece.kind == "train"}
+    caveats = [f"{TITLES[data]}: steps / {n}." for data, n in size.shortened.items() if data in trained_on]
+    caveats += [told for made in done for told in made["caveats"]]
     caveats += [
         f"{TITLES[piece.data]}: {told}."
         for piece, made in found.pieces.items()
