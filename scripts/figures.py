@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from evidence import FIGURE_3, IPCS, PROTOCOLS, SIZES, VARIANTS
+from evidence import FIGURE_3, IPCS, PROTOCOLS, VARIANTS
 from matplotlib.figure import Figure
 from results import TITLES, Found, of_first_generator
 
@@ -52,7 +52,7 @@ def sweep(found: Found, path: Path) -> None:
             factors, rows = zip(*points, strict=True)
             means, spread = [100 * row.mean for row in rows], [100 * row.std for row in rows]
             axis.errorbar(factors, means, yerr=spread, marker="o", capsize=3, label=protocol)
-    axis.set(xscale="log", xlabel=f"local weight / {SIZES[found.size].local_weight:g}", ylabel="accuracy, %")
+    axis.set(xscale="log", xlabel="local weight / that of the preset", ylabel="accuracy, %")
     axis.set_title(f"Fashion-MNIST, IPC 1, {found.size}, one generator")
     axis.legend()
     axis.grid(alpha=0.4)

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -61,8 +61,13 @@ def pack_files(folder: Path, paths: list[Path], runs: Path) -> int:
     for number, start in enumerate(range(0, len(packed), PART)):
         (folder / PARTS.format(f"{number:03}")).write_bytes(packed[start : start + PART])
     files = [(place, len(each)) for place, each in found]
-    (folder / NAMES).write_text(json.dumps({"files": files, "sha256": sha256(packed).hexdigest()}))
+    (folder / NAMES).write_text(json.dumps({"files": files, "sha256": checksum(files, packed)}))
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def checksum(files: Sequence[Any], packed: bytes) -> str:
+    """Of what is handed over, and of the list of it."""
+    return sha256(json.dumps(files).encode() + packed).hexdigest()
 
 
 def travelling(path: Path) -> bytes:
@@ -84,9 +89,12 @@ def take_over(bench: Bench, folder: Path) -> list[str]:
     if not (folder / NAMES).is_file():
         raise ValueError(f"{folder} holds nothing that was handed over: name the folder that --hand-over-to wrote.")
     contents = b"".join(path.read_bytes() for path in sorted(folder.glob(PARTS.format("*"))))
-    told = json.loads((folder / NAMES).read_text())
-    found = told["files"]
-    if sha256(contents).hexdigest() != told["sha256"]:
+    try:
+        told = json.loads((folder / NAMES).read_text())
+        found, expected = told["files"], told["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / NAMES} is damaged, or of another version: hand over again.") from error
+    if checksum(found, contents) != expected:
         raise ValueError(f"A part is missing in {folder}, or was changed: copy all of what was handed over again.")
     if outside := [place for place, _ in found if not PLACE.fullmatch(place)]:
         raise ValueError(f"{folder} names {outside[0]}, which is no file of a run: this was not handed over.")

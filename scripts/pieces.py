@@ -17,6 +17,7 @@ import torch
 from evidence import DATA, REAL, SIZES, VARIANTS, Piece
 from filelock import FileLock, Timeout
 from provenance import write
+from results import report_of
 from selection import features, selected
 
 from hf_gdd import AutoGenerator, GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate
@@ -61,8 +62,8 @@ class Bench:
 
         """
         started = time.monotonic()
-        train, test = self.images(piece.data)
-        data = {"source": train.source, "train": train.fingerprint, "test": test.fingerprint}
+        train, test, source = read(piece.data, self.place(piece.data), DATA[piece.data][1])
+        data = {"source": source, "train": train.fingerprint, "test": test.fingerprint}
         self.require_same(piece.data, data)
         *earlier, last = provenance.calls(self.runs / f"{piece.name}{CALLS}")
         kinds = {"train": self.train, "judge": self.judge, "best5": self.judge, REAL: self.real}
@@ -96,7 +97,7 @@ class Bench:
 
     def images(self, data: str) -> tuple[ImageTensors, ImageTensors]:
         """Training and test set."""
-        return read(data, self.place(data), DATA[data][1])
+        return read(data, self.place(data), DATA[data][1])[:2]
 
     def place(self, data: str) -> str:
         """The folder or the Hub id of a data set."""
@@ -256,8 +257,8 @@ class Bench:
 
         """
         generator = self.made(judge.needs[0])
-        paths = [self.result(each) for each in (Piece(judge.size, judge.data, REAL), judge)]
-        real, judged = (Report.from_dict(json.loads(path.read_text())["report"]) for path in paths)
+        pieces = (Piece(judge.size, judge.data, REAL), judge)
+        real, judged = (report_of(piece, json.loads(self.result(piece).read_text())) for piece in pieces)
         if {row.generator for row in judged.results} != {generator.fingerprint}:
             raise ValueError(f"{self.result(judge)} is of another generator than {self.generator(judge.needs[0])}.")
         generator.report = Report.merge([real, judged])
@@ -303,10 +304,10 @@ class Bench:
 
 
 @cache
-def read(data: str, place: str, size: int | None) -> tuple[ImageTensors, ImageTensors]:
-    """Training and test set, kept for the next piece; of one name wherever they come from, so that runs may travel."""
-    splits = {split: ImageTensors.from_dataset(place, split, image_size=size) for split in ("train", "test")}
-    return tuple(replace(images, source=f"{data}:{split}") for split, images in splits.items())
+def read(data: str, place: str, size: int | None) -> tuple[ImageTensors, ImageTensors, str]:
+    """Training and test set, of one name wherever they come from, so that runs may travel; and where that is."""
+    train, test = (ImageTensors.from_dataset(place, split, image_size=size) for split in ("train", "test"))
+    return replace(train, source=f"{data}:train"), replace(test, source=f"{data}:test"), train.source
 
 
 def device() -> torch.device:

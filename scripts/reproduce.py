@@ -21,6 +21,7 @@ import tyro
 from evidence import DATA, REAL, Piece, kept, queue
 from hand_over import hand_over, newest, take_over
 from pieces import Bench, OutOfTimeError
+from results import load
 
 ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "model_cards"
@@ -61,6 +62,7 @@ def main(
     if not (next or list or table or keep or hand_over_to or take_over_from):
         raise SystemExit("Nothing to do: say --list, --next, --table, --keep, --hand-over-to or --take-over-from.")
     check(data)
+    load(results, size)  # refuses what was made of other data, or when the size was another
     bench = Bench(runs, results, dict(data), time.monotonic() + budget)
     pieces = [piece for piece in queue(size) if only in piece.name]
     if not pieces:

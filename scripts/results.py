@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def load(results: Path, size: str) -> Found:
         if not path.is_file():
             return None
         made = json.loads(path.read_text())
-        return made | {"report": Report.from_dict(made["report"])} if "report" in made else made
+        return made | {"report": report_of(piece, made)} if "report" in made else made
 
     found, data = Found(size, {piece: read(piece) for piece in queue(size)}), {}
     for piece, made in found.pieces.items():
@@ -67,6 +67,12 @@ def load(results: Path, size: str) -> Found:
                 raise ValueError(f"{piece.name} was made of other data than the pieces of {piece.data} before it.")
             require_size(piece, made)
     return found
+
+
+def report_of(piece: Piece, made: Mapping[str, Any]) -> Report:
+    """What a judgement left, held against the floor of today: it says nothing of how rows were made."""
+    report = Report.from_dict(made["report"])
+    return replace(report, recipe=report.recipe | {"floor": SIZES[piece.size].judged_by(piece.data).floor})
 
 
 def require_size(piece: Piece, made: Mapping[str, Any]) -> None:
@@ -81,16 +87,18 @@ def require_size(piece: Piece, made: Mapping[str, Any]) -> None:
         report = made["report"]
         told = {"recipe": report.recipe, "shared_draws": report.shared_draws}
         told["n"] = sorted({len(row.accuracies) for row in report.results})
+        told["networks"] = sorted({row.network for row in report.results})
         now = {"recipe": asdict(size.judged_by(piece.data)), "shared_draws": size.shared_draws, "n": [size.n]}
+        now["networks"] = sorted(network_name(each) for each in piece.networks or (size.network,))
     else:
         now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[piece.variant], piece.data)).identity()
         now = {name: value for name, value in now.items() if name not in OF_PIECE and value != "auto"}
         told = made["run"]["config"]
     for name, value in json.loads(json.dumps(now)).items():  # as it is read back
-        if told.get(name, value) != value:
+        if told.get(name) != value:
             raise ValueError(
-                f"{piece.name} was made with {name} {told[name]!r}, but size {piece.size} says {value!r}: delete its "
-                "JSON, or give the size that setting back."
+                f"{piece.name} was made with {name} {told.get(name)!r}, but size {piece.size} says {value!r}: delete "
+                "its JSON, or give the size that setting back."
             )
 
 

@@ -1,6 +1,7 @@
 """Tables of the evidence and the pages they stand on, from the JSON that `reproduce.py` leaves and nothing else."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from evidence import (
     TABLE_1,
     TABLE_2,
     TABLE_2_NETWORKS,
+    Size,
     kept,
 )
 from figures import pictures
@@ -48,7 +50,7 @@ def accuracies(rows: Sequence[Result]) -> list[tuple[float, ...]]:
 
 
 def table_1(found: Found, data: str, protocol: str) -> str:
-    """Methods and baselines on one data set, beside what was published under this protocol."""
+    """Methods and baselines on one data set beside what was published, of methods if they make fresh images."""
     told, rows = PUBLISHED["table_1"].get(data, {}), []
     for name in (RANDOM_REAL, *(SELECTIONS if protocol == "fixed" else ()), *TABLE_1):
         real = name not in TABLE_1
@@ -74,17 +76,22 @@ def all_data(found: Found, data: str) -> str:
 
 
 def verdict(found: Found, data: str) -> str:
-    """Where a set of real images, drawn at random, teaches more than the best of the generators."""
+    """At which IPC random real images have a higher mean than every generator; nothing if not all were judged."""
     told = []
     for protocol in PROTOCOLS:
-        worse = []
+        better = []
         for ipc in IPCS:
             real = found.results(data, RANDOM_REAL, "fixed", ipc)
-            made = [row.mean for name in TABLE_1 for row in found.results(data, name, protocol, ipc)]
-            if real and made and real[0].mean > max(made):
-                worse.append(str(ipc))
-        told.append(f"`{protocol}` at IPC {', '.join(worse)}" if worse else f"`{protocol}` at no IPC")
-    return f"Random real images of {TITLES[data]} beat all of these generators under {' and under '.join(told)}."
+            methods = [found.results(data, name, protocol, ipc) for name in TABLE_1]
+            if not real or not all(methods):
+                return ""
+            if real[0].mean > max(row.mean for rows in methods for row in rows):
+                better.append(str(ipc))
+        told.append(f"under `{protocol}` at " + (f"IPC {', '.join(better)}" if better else "no IPC"))
+    return (
+        f"A fixed set of random real images of {TITLES[data]} has a higher mean than every generator here "
+        f"{' and '.join(told)}."
+    )
 
 
 def differences(found: Found, data: str) -> str:
@@ -146,27 +153,50 @@ def choices(found: Found) -> str:
     return markdown([["Fashion-MNIST", "IPC", *(f"{found.size}, `{protocol}`" for protocol in PROTOCOLS)], *rows])
 
 
+def lengths(size: Size) -> str:
+    """How long generators are trained, and in how many networks they match."""
+    (first, second), refresh = size.steps, GlobalLocalTrainer.configure(**size.training).pool_refresh
+    if not (first and second and refresh):
+        return "GAN and tuning at the preset's full length, matching in a fresh network of the pool every epoch"
+    drawn = math.ceil(second / refresh)
+    pool = "one network drawn from the pool" if drawn == 1 else f"{drawn} networks drawn from the pool one by one"
+    shortened = "".join(f" ({TITLES[data]}: 1/{part} of both)" for data, part in size.shortened.items())
+    return f"{first:,} steps of the GAN, then {second:,} of tuning{shortened}; dim and global-local match in {pool}"
+
+
+def protocol_of(found: Found) -> str:
+    """What a cell is: of what, by what, over what."""
+    size = SIZES[found.size]
+    identity = GlobalLocalTrainer.configure(**size.training).identity()
+    settings = ", ".join(f"{name} {value}" for name, value in size.training.items() if name in identity)
+    recipe = ", ".join(
+        f"{name} {value}"
+        for name, value in asdict(size.recipe).items()
+        if name != "floor" and value not in (False, (), None)
+    )
+    judge = network_name(size.network)
+    if callable(size.network):
+        judge += f" of `scripts/{size.network.__module__}.py`"
+    shared = ", which see the same batches, but of random-real each its own subset" * size.shared_draws
+    return (
+        f"Made by `scripts/reproduce.py --size {found.size}`: {settings}; {lengths(size)}. A cell is test accuracy in "
+        f"%: the mean over {size.n} networks and, in parentheses, their standard deviation ({judge}; {recipe})"
+        f"{shared}. With several generators it is the mean over them ± the deviation between them (the mean deviation "
+        "of their networks). A gain is the mean difference between networks of equal seed; from one generator it does "
+        "not tell how another seed of the training would differ, so take a point for noise."
+    )
+
+
 def circumstances(found: Found) -> str:
     """What the numbers of a size depend on."""
-    done, size = found.done, SIZES[found.size]
+    done = found.done
     calls = [call for made in done for call in (*made.get("earlier_calls", ()), made)]
     devices = ", ".join(sorted({call["device"] for call in calls}))
     commits = ", ".join(dict.fromkeys(short(call["commit"]) for call in calls))
     versions = ", ".join(sorted({f"torch {call['versions']['torch']}" for call in calls}))
     trained = sum(made.get("seconds", 0.0) for made in done)
     judged = sum(row.seconds for made in done if "report" in made for row in made["report"].results)
-    config = GlobalLocalTrainer.configure(**size.training)
-    settings = ", ".join(f"{name} {value}" for name, value in size.training.items() if name in config.identity())
-    first, second = (f"{cap:,}" if cap else "all" for cap in size.steps)
-    fresh = f"{config.pool_refresh} of them" if config.pool_refresh else "epoch"
-    recipe = ", ".join(
-        f"{name} {value}"
-        for name, value in asdict(size.recipe).items()
-        if name != "floor" and value not in (False, (), None)
-    )
-    trained_on = {piece.data for piece, made in found.pieces.items() if made and piece.kind == "train"}
-    caveats = [f"{TITLES[data]}: steps / {n}." for data, n in size.shortened.items() if data in trained_on]
-    caveats += [told for made in done for told in made["caveats"]]
+    caveats = [told for made in done for told in made["caveats"]]
     caveats += [
         f"{TITLES[piece.data]}: {told}."
         for piece, made in found.pieces.items()
@@ -175,25 +205,18 @@ def circumstances(found: Found) -> str:
     ]
     if any(made.get("handed_over") or made.get("start_handed_over") for made in done):
         caveats.append("Some states travelled with moments in half precision.")
-    judge = network_name(size.network)
-    if callable(size.network):
-        judge += f" of `scripts/{size.network.__module__}.py`"
-    shared = " that see the same draws" * size.shared_draws
-    parts = [
-        f"Made by `scripts/reproduce.py --size {found.size}`: {settings}; {first} steps of the GAN, then {second} of "
-        f"the second stage, which draws a fresh network from the pool for every {fresh}. "
-        f"A cell is the test accuracy in %: the mean over {size.n} networks{shared} "
-        f"({judge}; {recipe}) and, in parentheses, their standard deviation. With several "
-        "generators it is the mean over them ± the deviation between them, then the mean deviation of their networks. "
-        "Gains are differences between networks of equal seed; with one generator they leave out what the seed of a "
-        "generator changes, so that a point may be noise.",
-        "random-real draws real images; herding and k-center select them in the features of a network that learned "
-        f"from all of them. Published: {PUBLISHED['source']}.",
+    made_on = (
         f"{devices}; {trained / 60:,.0f} minutes of training, {judged / 60:,.0f} of judging; {versions}; commit "
-        f"{commits}.",
-        *dict.fromkeys(caveats),
-    ]
-    return "\n\n".join([*parts[:2], " ".join(parts[2:])])
+        f"{commits}."
+    )
+    selected = "herding and k-center choose real images by the features of a network trained on all of them."
+    return "\n\n".join(
+        [
+            protocol_of(found),
+            f"random-real draws real images; {selected} Published: {PUBLISHED['source']}.",
+            " ".join([made_on, *dict.fromkeys(caveats)]),
+        ]
+    )
 
 
 def short(commit: str | None) -> str:
@@ -231,7 +254,8 @@ def section(found: Found, *, whole: bool) -> str:
             tested = any(found.results(data, name, *BEST_5, ipc) for name in TABLE_1 for ipc in IPCS)
             shown = (*PROTOCOLS, *(BEST_5 if whole and tested else ()))
             parts += [table_1(found, data, protocol) for protocol in shown]
-            parts += [f"{verdict(found, data)} {all_data(found, data)}", differences(found, data)]
+            told = filter(None, (verdict(found, data), all_data(found, data)))
+            parts += [" ".join(told), differences(found, data)]
     if whole:
         names = {piece.variant for piece, made in found.pieces.items() if made and "report" in made}
         parts += [table_2(found)] * bool(names & {*TABLE_2}) + [choices(found)] * bool(names & {*FIGURE_3, *ABLATIONS})
@@ -261,7 +285,11 @@ def pages(found: Sequence[Found], root: Path) -> Iterator[tuple[Path, str]]:
 
 
 BARS = "Error bars: the deviation between generators, or between networks where there is one generator."
-COMPARED = "README says [what can be compared with the papers](../README.md#what-can-be-compared-with-the-papers)."
+COMPARED = (
+    "`fixed` trains networks on one set of IPC images per class, `dynamic` on as many fresh ones every epoch. README "
+    "explains [the methods](../README.md#methods) and [what can be compared with the papers]"
+    "(../README.md#what-can-be-compared-with-the-papers)."
+)
 
 
 def in_readme(found: Sequence[Found]) -> str:
@@ -270,7 +298,7 @@ def in_readme(found: Sequence[Found]) -> str:
         if told := section(each, whole=False):
             picture = f"![Accuracy against images per class](model_cards/accuracy-{each.size}.png)"
             more = (
-                "Compare methods with each other, within one protocol; [why not with the published numbers]"
+                "Compare the methods of one table with each other; [why not with the published numbers]"
                 "(#what-can-be-compared-with-the-papers). All results, and what has not been run, are in "
                 f"[model_cards](model_cards/README.md); `python scripts/reproduce.py --size {each.size} --next` goes "
                 "on with them."
@@ -281,7 +309,8 @@ def in_readme(found: Sequence[Found]) -> str:
 
 def all_results(found: Sequence[Found], cards: Path) -> str:
     """The page of all results."""
-    parts = ["# Results", "Written by `python scripts/reproduce.py --table` from the JSON in `evidence`.", COMPARED]
+    written = "Written by `python scripts/reproduce.py --table` from the JSON in `evidence` and of the other cards."
+    parts = ["# Results", written, COMPARED]
     for each in sorted(found, key=lambda each: not each.done):  # what was run comes first
         parts.append(f"## Size `{each.size}`")
         parts.append(section(each, whole=True) or not_run(each))
@@ -305,7 +334,7 @@ def other_cards(cards: Path) -> Iterator[str]:
     for path in sorted(cards.glob("*/report.json")):
         name = path.parent.name
         if name not in own:
-            yield f"[{name}]({name}/README.md)\n\n{folded('Its rows', Report.load(path).markdown())}"
+            yield f"[{name}]({name}/README.md)\n\n{folded('Table', Report.load(path).markdown())}"
 
 
 def with_results(readme: str, results: str) -> str:
