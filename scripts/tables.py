@@ -177,13 +177,13 @@ def protocol_of(found: Found) -> str:
     judge = network_name(size.network)
     if callable(size.network):
         judge += f" of `scripts/{size.network.__module__}.py`"
-    shared = ", which see the same batches, but of random-real each its own subset" * size.shared_draws
+    shared = " that see the same batches (of random-real, each its own subset)" * size.shared_draws
     return (
-        f"Made by `scripts/reproduce.py --size {found.size}`: {settings}; {lengths(size)}. A cell is test accuracy in "
-        f"%: the mean over {size.n} networks and, in parentheses, their standard deviation ({judge}; {recipe})"
-        f"{shared}. With several generators it is the mean over them ± the deviation between them (the mean deviation "
-        "of their networks). A gain is the mean difference between networks of equal seed; from one generator it does "
-        "not tell how another seed of the training would differ, so take a point for noise."
+        f"Made by `scripts/reproduce.py --size {found.size}`: {settings}; {lengths(size)}. A cell is test accuracy in %: "
+        f"the mean over {size.n} networks{shared} and, in parentheses, their standard deviation ({judge}; {recipe}). "
+        "With several generators it is the mean over them ± the deviation between them (the mean deviation of their "
+        "networks). A gain is the mean difference between networks of equal seed; from one generator it does not tell "
+        "how another seed of the training would differ, so take a point for noise."
     )
 
 
