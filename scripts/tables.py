@@ -179,7 +179,7 @@ def protocol_of(found: Found) -> str:
         judge += f" of `scripts/{size.network.__module__}.py`"
     shared = " that see the same batches (of random-real, each its own subset)" * size.shared_draws
     return (
-        f"Made by `scripts/reproduce.py --size {found.size}`: {settings}; {lengths(size)}. A cell is test accuracy in %: "
+        f"By `scripts/reproduce.py --size {found.size}`: {settings}; {lengths(size)}. A cell is test accuracy in %: "
         f"the mean over {size.n} networks{shared} and, in parentheses, their standard deviation ({judge}; {recipe}). "
         "With several generators it is the mean over them ± the deviation between them (the mean deviation of their "
         "networks). A gain is the mean difference between networks of equal seed; from one generator it does not tell "
