@@ -82,7 +82,6 @@ class Size:
     Attributes:
         training: settings of every training.
         steps: caps on the first and on the second stage; None for the preset's own lengths.
-        shortened: data sets whose trainings have only the n-th part of these steps, by n.
         network: what judges.
         recipe: by which it is trained, but for its floor.
         seeds: of the generators, by data set.
@@ -100,12 +99,10 @@ class Size:
     floors: Mapping[str, float]
     n: int = 5
     shared_draws: bool = False
-    shortened: Mapping[str, int] = field(default_factory=dict)
 
-    def settings(self, variant: Variant, data: str) -> dict[str, Any]:
-        """Of a training, but for its seed."""
-        cap = self.steps[variant.start is not None]
-        steps = {"method": variant.method, "max_steps": cap and cap // self.shortened.get(data, 1)}
+    def settings(self, variant: Variant) -> dict[str, Any]:
+        """Of a training, but for its data and seed."""
+        steps = {"method": variant.method, "max_steps": self.steps[variant.start is not None]}
         weight = GlobalLocalTrainer.configure(**self.training).local_weight * variant.factor
         return {**self.training, "local_weight": weight, **steps, **variant.changes}
 
@@ -131,7 +128,6 @@ SIZES = {
         seeds={"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)},
         floors={"fashion_mnist": 0.8, "mnist": 0.8, "cifar10": 0.4},
         shared_draws=True,
-        shortened={"cifar10": 3},
     ),
 }
 

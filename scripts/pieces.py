@@ -126,7 +126,7 @@ class Bench:
         settings = {"seed": piece.seed, "image_size": DATA[piece.data][1]}
         if variant.start:  # save where the pool is to draw a fresh network: such a state is small enough to travel
             settings["checkpoint_every"] = GlobalLocalTrainer.configure(size.training["preset"]).refresh(len(images))
-        settings |= size.settings(variant, piece.data)
+        settings |= size.settings(variant)
         if variant.start:
             settings["start_from"] = str(self.folder(piece.needs[0]))
         trainer = GlobalLocalTrainer(images, output_dir=self.folder(piece), **settings)

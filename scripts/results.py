@@ -91,7 +91,7 @@ def require_size(piece: Piece, made: Mapping[str, Any]) -> None:
         now = {"recipe": asdict(size.judged_by(piece.data)), "shared_draws": size.shared_draws, "n": [size.n]}
         now["networks"] = sorted(network_name(each) for each in piece.networks or (size.network,))
     else:
-        now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[piece.variant], piece.data)).identity()
+        now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[piece.variant])).identity()
         now = {name: value for name, value in now.items() if name not in OF_PIECE and value != "auto"}
         told = made["run"]["config"]
     for name, value in json.loads(json.dumps(now)).items():  # as it is read back

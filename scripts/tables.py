@@ -160,8 +160,7 @@ def lengths(size: Size) -> str:
         return "GAN and tuning at the preset's full length, matching in a fresh network of the pool every epoch"
     drawn = math.ceil(second / refresh)
     pool = "one network drawn from the pool" if drawn == 1 else f"{drawn} networks drawn from the pool one by one"
-    shortened = "".join(f" ({TITLES[data]}: 1/{part} of both)" for data, part in size.shortened.items())
-    return f"{first:,} steps of the GAN, then {second:,} of tuning{shortened}; dim and global-local match in {pool}"
+    return f"{first:,} steps of the GAN, then {second:,} of tuning; dim and global-local match in {pool}"
 
 
 def protocol_of(found: Found) -> str:
@@ -250,12 +249,13 @@ def section(found: Found, *, whole: bool) -> str:
     parts = []
     for data in TITLES:
         judged = [bool(found.results(data, name, PROTOCOLS[-1], IPCS[-1])) for name in TABLE_1]
-        if any(judged) if whole else all(judged):
+        begun = any(made and piece.data == data and "report" in made for piece, made in found.pieces.items())
+        if begun if whole else all(judged):
             tested = any(found.results(data, name, *BEST_5, ipc) for name in TABLE_1 for ipc in IPCS)
             shown = (*PROTOCOLS, *(BEST_5 if whole and tested else ()))
             parts += [table_1(found, data, protocol) for protocol in shown]
-            told = filter(None, (verdict(found, data), all_data(found, data)))
-            parts += [" ".join(told), differences(found, data)]
+            parts.append(" ".join(filter(None, (verdict(found, data), all_data(found, data)))))
+            parts += [differences(found, data)] * any(judged)
     if whole:
         names = {piece.variant for piece, made in found.pieces.items() if made and "report" in made}
         parts += [table_2(found)] * bool(names & {*TABLE_2}) + [choices(found)] * bool(names & {*FIGURE_3, *ABLATIONS})

@@ -87,7 +87,7 @@ def test_every_variant_can_be_trained(scripts):
         assert (variant.start is None) == (variant.method == "cgan"), name
         for size in evidence.SIZES.values():
             start = {"start_from": "there"} if variant.start else {}
-            config = GlobalLocalTrainer.configure(**size.settings(variant, "cifar10"), **start)
+            config = GlobalLocalTrainer.configure(**size.settings(variant), **start)
             assert (config.max_steps is None) == (size.steps[0] is None)
 
 
