@@ -279,7 +279,7 @@ def pages(found: Sequence[Found], root: Path) -> Iterator[tuple[Path, str]]:
     """What the page of all results and README are to say; nothing while there is nothing to tell."""
     if any(each.done for each in found):
         yield root / "model_cards" / "README.md", all_results(found, root / "model_cards")
-    if told := in_readme(found):
+    if told := in_readme(found, root / "model_cards"):
         readme = root / "README.md"
         yield readme, with_results(readme.read_text(), told)
 
@@ -292,7 +292,7 @@ COMPARED = (
 )
 
 
-def in_readme(found: Sequence[Found]) -> str:
+def in_readme(found: Sequence[Found], cards: Path) -> str:
     """README's section, without its heading: what the largest size with a whole table has come to, if one has."""
     for each in found:
         if told := section(each, whole=False):
@@ -303,8 +303,20 @@ def in_readme(found: Sequence[Found]) -> str:
                 f"[model_cards](model_cards/README.md); `python scripts/reproduce.py --size {each.size} --next` goes "
                 "on with them."
             )
-            return "\n\n".join([told, picture, BARS, more])
+            return "\n\n".join(filter(None, (told, picture, BARS, kept_here(each.size, cards), more)))
     return ""
+
+
+def kept_here(size: str, cards: Path) -> str:
+    """Where generators of the tables lie, and how one is used."""
+    here = [piece.card for piece in kept(size) if (cards / piece.card).is_dir()]
+    if not here:
+        return ""
+    links = " and ".join(f"[{card}](model_cards/{card}/README.md)" for card in here)
+    return (
+        f"The global-local generators of these tables come with the repository: {links}. In a clone, "
+        f'`hf_gdd.load_distilled_dataset("model_cards/{here[0]}", ipc=10)` makes 10 images of every class.'
+    )
 
 
 def all_results(found: Sequence[Found], cards: Path) -> str:
