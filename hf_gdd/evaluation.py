@@ -171,9 +171,9 @@ def as_images(data: Any, split: str, device: str | torch.device | None = None, *
 
 def _several(value: Any) -> tuple[Any, ...]:
     """One or several values as a tuple without repetition; None as none."""
-    values = (
-        (value,) if isinstance(value, (int, float, str)) or callable(value) else () if value is None else tuple(value)
-    )
+    if value is None:
+        return ()
+    values = (value,) if isinstance(value, (int, float, str)) or callable(value) else tuple(value)
     return tuple(dict.fromkeys(values))
 
 

@@ -136,6 +136,12 @@ def files_up_to(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_a_place_that_cannot_be_made_is_told_with_a_remedy(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = ["materialize", str(run / "generator"), "--ipc", "1", "--output-dir", str(tmp_path / "file" / "sets")]
+    refused(capsys, command, "train.parquet cannot be written", "Not a directory", "give the command again")
+
+
 def test_a_full_disk_leaves_no_half_set_and_the_command_goes_on(run, tmp_path, capsys):
     command = ["materialize", str(run / "generator"), "--ipc", "40", "--output-dir", "sets"]
     with files_up_to(10_000):

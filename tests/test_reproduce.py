@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -160,6 +161,24 @@ def test_rows_that_are_there_are_not_made_again(scripts, bench, monkeypatch):
     assert not bench.result(piece).is_file()
     bench.run(piece)
     assert made == [10, 100, 500]
+
+
+def test_random_real_images_and_all_data_are_rows_of_their_own(scripts, bench, monkeypatch):
+    """At paper size they take longer than a budget."""
+    piece, pieces = named(scripts, "real"), scripts["pieces"]
+    made, plain, clock = [], pieces.baselines, [0.0]
+
+    def baselines(*args, ipcs, full_data, **kwargs):
+        made.append((ipcs, full_data))
+        clock[0] += 100
+        return plain(*args, ipcs=ipcs, full_data=full_data, **kwargs)
+
+    monkeypatch.setattr(pieces, "baselines", baselines)
+    monkeypatch.setattr(pieces.time, "monotonic", lambda: clock[0])
+    with pytest.raises(pieces.OutOfTimeError):
+        replace(bench, deadline=150.0).run(piece)
+    bench.run(piece)
+    assert made == [((1,), False), ((10,), False), ((50,), False), ((), True)]
 
 
 def test_rows_of_other_circumstances_are_made_anew(scripts, bench, monkeypatch):
@@ -511,6 +530,13 @@ def test_all_that_is_asked_for_is_done_in_order(scripts, bench, tmp_path, monkey
 def test_what_cannot_be_done_is_refused_at_once(scripts, bench, asked, told):
     with pytest.raises(SystemExit, match=told):
         scripts["reproduce"].main(size="small", runs=bench.runs, results=bench.results, **asked)
+
+
+def test_a_fault_is_told_without_a_traceback(tmp_path):
+    command = [sys.executable, SCRIPTS / "reproduce.py", "--take-over-from", tmp_path, "--results", tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: {tmp_path} holds nothing that was handed over")
 
 
 def test_what_is_too_early_is_told(scripts, bench, capsys):
