@@ -73,7 +73,7 @@ class Quality:
         network: the architecture whose last features are the feature space.
         seeds: of the networks.
         scores: for each score one value per network: `label_accuracy` is the share of the images that the network
-            takes for what they are labelled; `diversity` is `hf_gdd.metrics.class_diversity`; the others compare with
+            takes for what they are labelled; `diversity` is `hf_gdd.evaluation.metrics.class_diversity`; the others compare with
             the test images and are `coverage_scores` and `frechet_distance` of that module.
         generator_seed: of the training that made the generator; None where there is none.
         sampling: what changed the generator's pixels; None where there is no generator.

@@ -41,7 +41,7 @@ from hot_paths import PATHS, SIZES, Bench, counted
 from torch import nn
 
 from hf_gdd import ImageTensors
-from hf_gdd.arithmetic import keep_freed_memory
+from hf_gdd.utils.device import keep_freed_memory
 
 WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
 NAMES = {"no": "fp32", "bf16": "bf16"}

@@ -17,11 +17,11 @@ import torch
 import tyro
 
 from hf_gdd import DiffusionGenerator, DiffusionMemoryTrainer, ImageTensors, Report, baselines, evaluate
-from hf_gdd.classifiers import find_recipe
-from hf_gdd.judging import Judge
-from hf_gdd.normalising import Normaliser
-from hf_gdd.quality import Critics, critics
-from hf_gdd.trainers.diffusion_memory_config import PRESETS
+from hf_gdd.classifiers.learner import find_recipe
+from hf_gdd.data.normalization import Normaliser
+from hf_gdd.evaluation.evaluator import Judge
+from hf_gdd.evaluation.image_quality import Critics, critics
+from hf_gdd.methods.diffusion_memory.config import PRESETS
 
 METHODS = ("dit", "minimax", "self-adaptive")  # two that share the first one's networks
 IPCS = (10, 50)

@@ -14,9 +14,9 @@ from pathlib import Path
 import tyro
 
 from hf_gdd import GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate, load_distilled_dataset
-from hf_gdd.matching import matching_losses
-from hf_gdd.pool import ModelPool
-from hf_gdd.rng import Random
+from hf_gdd.methods.global_local.matching_distance import matching_losses
+from hf_gdd.methods.global_local.model_pool import ModelPool
+from hf_gdd.utils.random import Random
 
 METHODS = ("cgan", "cgan-continued", "dim", "global-local")  # three that share the first one's GAN
 IPCS = (1, 10, 50)

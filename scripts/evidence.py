@@ -8,7 +8,7 @@ from narrow import convnet3_narrow
 from selection import SELECTIONS
 
 from hf_gdd import GlobalLocalTrainer, Recipe
-from hf_gdd.networks import NetworkSpec
+from hf_gdd.classifiers.networks import NetworkSpec
 
 IPCS = (1, 10, 50)
 PROTOCOLS, BEST_5 = ("fixed", "dynamic"), ("dynamic-best5-test",)

@@ -19,7 +19,7 @@ from evidence import Piece
 from pieces import CALLS, Bench
 from torch import Tensor
 
-from hf_gdd.runs import RUN_FILE, load_state, save_state, stage_file
+from hf_gdd.training.run_folder import RUN_FILE, load_state, save_state, stage_file
 
 PART, MOST = 15 * 2**20, 40 * 2**20  # bytes of a file, and of all of them
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")

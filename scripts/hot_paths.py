@@ -27,10 +27,10 @@ from hf_gdd import (
     evaluate,
     load_distilled_dataset,
 )
+from hf_gdd.classifiers.networks import build_network
+from hf_gdd.data.normalization import Normaliser
 from hf_gdd.generators.gan import ConditionalGANGenerator
-from hf_gdd.networks import build_network
-from hf_gdd.normalising import Normaliser
-from hf_gdd.pool import MATCHING
+from hf_gdd.methods.global_local.model_pool import MATCHING
 
 PATHS = ("gan", "match", "diffusion", "prediction", "materialise", "stream", "evaluate")
 SIZES: dict[str, dict[str, Any]] = {

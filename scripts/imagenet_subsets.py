@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 
 from hf_gdd import DiffusionMemoryTrainer, ImageTensors, evaluate
-from hf_gdd.imagenet import SUBSETS
+from hf_gdd.data.imagenet import SUBSETS
 
 
 def main(
@@ -36,7 +36,7 @@ def main(
 
     Args:
         dataset: folder or Hub id.
-        subset: what the data set's classes are, in the order of `hf_gdd.imagenet.SUBSETS`; by their names if None.
+        subset: what the data set's classes are, in the order of `hf_gdd.data.imagenet.SUBSETS`; by their names if None.
         method: `self-adaptive`, `minimax`, or `dit` for tuning without memories.
         output_dir: of the run.
         test_split: the whole of it is the test set.

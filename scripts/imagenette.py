@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from narrow import convnet3_narrow
 
 from hf_gdd import DiffusionMemoryTrainer, ImageTensors, Recipe, Report, baselines, evaluate
-from hf_gdd.memory import ClassMemory
+from hf_gdd.methods.diffusion_memory.class_memory import ClassMemory
 from hf_gdd.report import RANDOM_REAL
-from hf_gdd.rng import Random
+from hf_gdd.utils.random import Random
 
 METHODS: dict[str, dict[str, Any]] = {
     "dit": {"method": "dit"},

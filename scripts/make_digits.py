@@ -10,9 +10,9 @@ from datasets import Dataset
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from hf_gdd.images import features
-from hf_gdd.pixels import encode_png
-from hf_gdd.reading import DIGITS
+from hf_gdd.data.image_tensors import features
+from hf_gdd.data.loading import DIGITS
+from hf_gdd.data.pixels import encode_png
 
 SEED, TEST_ROWS = 0, 360
 

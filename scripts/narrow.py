@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from hf_gdd.networks import Shape
+from hf_gdd.classifiers.networks import Shape
 
 
 def convnet3_narrow(num_classes: int, shape: Shape) -> nn.Module:

@@ -21,9 +21,9 @@ from results import report_of
 from selection import features, selected
 
 from hf_gdd import AutoGenerator, GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate
+from hf_gdd.classifiers.networks import network_name
 from hf_gdd.generators.base import Generator
-from hf_gdd.networks import network_name
-from hf_gdd.runs import stage_file
+from hf_gdd.training.run_folder import stage_file
 
 CALLS = ".calls.json"  # beside the folder of a piece
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hf_gdd import ImageTensors
-from hf_gdd.augment import Augment
-from hf_gdd.generators.dit import NULL_CLASS
+from hf_gdd.classifiers.augment import Augment
+from hf_gdd.data.normalization import Normaliser
 from hf_gdd.generators.gan import ConditionalGANGenerator
-from hf_gdd.losses import variance_bound
-from hf_gdd.normalising import Normaliser
+from hf_gdd.methods.diffusion_memory.dit import NULL_CLASS
+from hf_gdd.methods.global_local.losses import variance_bound
 
 
 class Pictures(Dataset):

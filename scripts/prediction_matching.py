@@ -25,10 +25,10 @@ import tyro
 from torch import Tensor
 
 from hf_gdd import AutoGenerator, ImageTensors, PredictionMatchingTrainer, Recipe, Report, baselines, evaluate
-from hf_gdd.classifiers import find_recipe, shuffled
-from hf_gdd.judging import Judge
+from hf_gdd.classifiers.learner import find_recipe, shuffled
+from hf_gdd.evaluation.evaluator import Judge
 from hf_gdd.report import FULL_DATA, SOFT
-from hf_gdd.rng import Random
+from hf_gdd.utils.random import Random
 
 # The published recipe of this method, cut to a tenth of its steps.
 SHORT = Recipe(max_steps=100, batch_size=100, lr=0.05, schedule="halved", augment="color_crop")

@@ -9,7 +9,7 @@ from typing import Any
 from evidence import SIZES, VARIANTS, Piece, queue
 
 from hf_gdd import GlobalLocalTrainer
-from hf_gdd.networks import network_name
+from hf_gdd.classifiers.networks import network_name
 from hf_gdd.report import Report, Result
 
 OF_PIECE = ("seed", "image_size", "start_from")  # of a training, rather than of its size

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from hf_gdd import ImageTensors, Recipe
-from hf_gdd.classifiers import Learner, epochs_of
-from hf_gdd.cohort import Cohort
-from hf_gdd.networks import NetworkSpec, build_network
-from hf_gdd.normalising import Normaliser
-from hf_gdd.pixels import to_unit
-from hf_gdd.rng import Random
+from hf_gdd.classifiers.ensemble import Cohort
+from hf_gdd.classifiers.learner import Learner, epochs_of
+from hf_gdd.classifiers.networks import NetworkSpec, build_network
+from hf_gdd.data.normalization import Normaliser
+from hf_gdd.data.pixels import to_unit
+from hf_gdd.utils.random import Random
 
 
 @torch.no_grad()

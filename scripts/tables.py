@@ -27,7 +27,7 @@ from results import TITLES, Found, load, of_first_generator
 from selection import SELECTIONS
 
 from hf_gdd import GlobalLocalTrainer
-from hf_gdd.networks import network_name
+from hf_gdd.classifiers.networks import network_name
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
 
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())

@@ -4,13 +4,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import nn
 
-from hf_gdd.generators.bank import ImageBank
+from hf_gdd.classifiers.networks import build_network
+from hf_gdd.data.normalization import Normaliser
 from hf_gdd.generators.base import DiffusionSampling, Sampling, StoredSampling
 from hf_gdd.generators.diffusion import DiffusionGenerator
-from hf_gdd.generators.dit import small_transformer
 from hf_gdd.generators.gan import ConditionalGANGenerator
-from hf_gdd.networks import build_network
-from hf_gdd.normalising import Normaliser
+from hf_gdd.generators.image_bank import ImageBank
+from hf_gdd.methods.diffusion_memory.dit import small_transformer
 
 NAMES = ("zebra", "ant", "mole")
 

@@ -14,7 +14,7 @@ from kinds import parts
 from PIL import Image
 
 from hf_gdd import AutoGenerator, classifiers
-from hf_gdd.imagenet import SUBSETS
+from hf_gdd.data.imagenet import SUBSETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

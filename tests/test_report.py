@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from hf_gdd.card import generator_card
+from hf_gdd.hub.cards import generator_card
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
 
 

@@ -1,1 +1,1 @@
-"""Everything that turns (label, index, seed) into an image."""
+"""Generators: an image for every (class, index, seed)."""

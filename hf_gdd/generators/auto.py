@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from hf_gdd.generators.base import Generator
-from hf_gdd.hub import STOCK_PIPELINE, resolve
+from hf_gdd.hub.loading import STOCK_PIPELINE, resolve
 
 CLASSES = {
     "ConditionalGANGenerator": "hf_gdd.generators.gan",
-    "ImageBank": "hf_gdd.generators.bank",
+    "ImageBank": "hf_gdd.generators.image_bank",
     "DiffusionGenerator": "hf_gdd.generators.diffusion",
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_gdd.report import Report
-from hf_gdd.rng import check_seed
+from hf_gdd.utils.random import check_seed
 
 MAX_IMAGES = 100_000_000
 # `ddpm` are ancestral steps, as in the papers; the others draw no noise but the first, and need fewer steps.

@@ -21,14 +21,14 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from hf_gdd.data.imagenet import rows_of
+from hf_gdd.data.pixels import tanh_to_uint8, to_tanh
 from hf_gdd.generators.base import DiffusionSampling, check_record
-from hf_gdd.generators.dit import NULL_CLASS
-from hf_gdd.generators.pipeline import SCHEDULE_FIELDS, noise_schedule, read_pipeline, stock_record
-from hf_gdd.generators.saved import DEFAULT_TILE, Model, SavedGenerator
-from hf_gdd.hub import CONFIG_NAME, FORMAT_VERSION, STOCK_PIPELINE, forget_place
-from hf_gdd.imagenet import rows_of
-from hf_gdd.pixels import tanh_to_uint8, to_tanh
-from hf_gdd.rng import noise
+from hf_gdd.generators.dit_pipeline import SCHEDULE_FIELDS, noise_schedule, read_pipeline, stock_record
+from hf_gdd.generators.pretrained import DEFAULT_TILE, Model, SavedGenerator
+from hf_gdd.hub.loading import CONFIG_NAME, FORMAT_VERSION, STOCK_PIPELINE, forget_place
+from hf_gdd.methods.diffusion_memory.dit import NULL_CLASS
+from hf_gdd.utils.random import noise
 
 # How each steps, wherever the model is from: only the noise schedule is its own. `ddpm` has the papers' spacing.
 STEPPERS = {
@@ -215,7 +215,7 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
         """The same model for some of its classes only, in this order, which becomes that of the labels.
 
         Args:
-            classes: as the model names them, or ImageNet classes by their WordNet ids; see `hf_gdd.imagenet.SUBSETS`.
+            classes: as the model names them, or ImageNet classes by their WordNet ids; see `hf_gdd.data.imagenet.SUBSETS`.
             class_names: what to call them from now on; `classes` if None.
 
         Raises:

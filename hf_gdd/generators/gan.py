@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hf_gdd.generators.base import Sampling, check_record
 from hf_gdd.generators.model import GeneratorModel
-from hf_gdd.hub import FORMAT_VERSION
-from hf_gdd.rng import noise
+from hf_gdd.hub.loading import FORMAT_VERSION
+from hf_gdd.utils.random import noise
 
 MIN_SIZE, MAX_SIZE, SMALLEST_MAP = 8, 64, 4
 

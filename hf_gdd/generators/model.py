@@ -9,8 +9,8 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
 from hf_gdd.generators.base import Sampling
-from hf_gdd.generators.saved import Model, SavedGenerator
-from hf_gdd.hub import check_files, check_loaded, forget_place
+from hf_gdd.generators.pretrained import Model, SavedGenerator
+from hf_gdd.hub.loading import check_files, check_loaded, forget_place
 
 
 class GeneratorModel(SavedGenerator, ModelMixin, ConfigMixin):

@@ -1,0 +1,1 @@
+"""Networks, augmentation and the only classifier training in the library."""

@@ -1,0 +1,1 @@
+"""Measure what a distilled set is worth."""

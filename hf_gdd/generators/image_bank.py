@@ -1,0 +1,146 @@
+"""StoredSampling images and the soft labels that a teacher gave them, behind the contract of every generator."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from hf_gdd.classifiers.learner import predict
+from hf_gdd.classifiers.networks import build_network
+from hf_gdd.data.normalization import View
+from hf_gdd.generators.base import StoredSampling, check_record, check_request
+from hf_gdd.generators.model import GeneratorModel
+from hf_gdd.hub.loading import FORMAT_VERSION
+
+MAX_BYTES = 100_000_000_000
+
+
+class ImageBank(GeneratorModel):
+    """A limited number of images of every class, as they were optimised, and a teacher's logits for each.
+
+    The teacher comes along, so that other images can be given its labels: only beside random real images with labels
+    of the same teacher does one see what the images add.
+
+    Args:
+        class_names: in the order of the labels.
+        image_shape: (C, H, W).
+        ipc: images of every class.
+        teacher: architecture of the network that gave the soft labels; None for hard labels alone.
+        zca: whether the teacher sees whitened images, see `hf_gdd.data.normalization.Whitener`.
+        mean: of the real training images in unit range, per channel.
+        std: of the real training images in unit range, per channel.
+        training: how the images were made, as primitives.
+        sampling: nothing, for nothing changes stored images.
+        fingerprint: of the tensors that were saved with this config.
+        weights_dtype: of the soft labels and the teacher.
+        format_version: of the saved folder.
+
+    Raises:
+        ValueError: a size out of range, or an unknown architecture.
+
+    """
+
+    sampling = StoredSampling()
+
+    @register_to_config
+    def __init__(
+        self,
+        class_names: tuple[str, ...],
+        image_shape: tuple[int, int, int],
+        ipc: int,
+        teacher: str | None = None,
+        zca: bool = False,
+        mean: tuple[float, ...] = (0.5,),
+        std: tuple[float, ...] = (0.5,),
+        training: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
+        fingerprint: str | None = None,
+        weights_dtype: str | None = None,
+        format_version: int = FORMAT_VERSION,
+    ) -> None:
+        super().__init__()
+        check_record(class_names, image_shape, mean, std, training)
+        num_classes, (channels, height, width) = len(class_names), image_shape
+        if ipc < 1 or ipc * num_classes * channels * height * width > MAX_BYTES:
+            raise ValueError(f"A bank of {ipc} images {tuple(image_shape)} of {num_classes} classes cannot be held.")
+        self.register_buffer("images", torch.zeros(num_classes, ipc, *image_shape, dtype=torch.uint8))
+        if teacher is not None:
+            self.register_buffer("labels", torch.zeros(num_classes, ipc, num_classes, dtype=torch.float16))
+            self.labeller = build_network(teacher, num_classes, tuple(image_shape)).half().requires_grad_(False)
+
+    @property
+    def max_ipc(self) -> int:
+        """How many images of every class there are."""
+        return self.config.ipc
+
+    @property
+    def zca(self) -> bool:
+        """Whether the teacher sees whitened images, which its students then should as well."""
+        return self.config.zca
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.images.device
+
+    def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
+        """The stored images of these classes and indices, whatever the seed; see `SavedGenerator.sample`."""
+        check_request(self, labels, indices)
+        if not isinstance(sampling, (StoredSampling, type(None))):
+            raise ValueError(f"The images of this generator are stored: no {sampling!r} changes them.")
+        return self.images[labels.to(self.device), indices.to(self.device)]
+
+    def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:
+        """The teacher's logits, float16 [B, K]; None if labels are hard."""
+        check_request(self, labels, indices)
+        if self.config.teacher is None:
+            return None
+        return self.labels[labels.to(self.device), indices.to(self.device)].half()
+
+    @classmethod
+    def of(
+        cls,
+        images: Tensor,
+        *,
+        teacher: tuple[str, Mapping[str, Tensor]] | None = None,
+        view: View | None = None,
+        **record: Any,
+    ) -> "ImageBank":
+        """A bank of these images, with the labels of a teacher.
+
+        Args:
+            images: uint8 [K, ipc, C, H, W].
+            teacher: its architecture and `state_dict`, kept in half precision.
+            view: what the teacher sees images through.
+            record: the other arguments of the class.
+
+        Raises:
+            ValueError: a teacher without a view, or the reverse, or one whose logits are no numbers.
+
+        """
+        if (teacher is None) != (view is None):
+            raise ValueError("Pass a teacher and what it sees images through together, or neither for hard labels.")
+        name, weights = teacher or (None, {})
+        bank = cls(image_shape=tuple(images.shape[2:]), ipc=images.shape[1], teacher=name, **record).to(images.device)
+        bank.images.copy_(images)
+        if teacher is not None:
+            bank.labeller.load_state_dict(weights)
+            bank.labels.copy_(bank.label(images.flatten(0, 1), view).view(bank.labels.shape))
+            if not bank.labels.isfinite().all():
+                raise ValueError("The teacher's logits are not finite in half precision: its training failed.")
+        return bank.eval()
+
+    def label(self, images: Tensor, view: View) -> Tensor:
+        """The teacher's logits for any images uint8 [N, C, H, W], float16 [N, K], made and left on their device.
+
+        Raises:
+            ValueError: the bank has no teacher.
+
+        """
+        if self.config.teacher is None:
+            raise ValueError("This bank has hard labels alone: no teacher came with it.")
+        teacher = deepcopy(self.labeller).float().to(images.device)
+        return predict(teacher, images, view).half()

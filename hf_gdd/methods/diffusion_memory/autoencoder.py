@@ -1,0 +1,92 @@
+"""The autoencoder whose latents are denoised: a small one from scratch, its loss, and a data set's latents."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from hf_gdd.data.image_tensors import ImageTensors
+from hf_gdd.data.pixels import to_tanh
+from hf_gdd.methods.global_local.losses import at_least_float32
+
+ENCODED_AT_ONCE = 64
+
+
+def small_autoencoder(shape: tuple[int, int, int], *, width: int, levels: int, channels: int) -> AutoencoderKL:
+    """An untrained `AutoencoderKL` for images (C, H, W), with latents [channels, H / 2^(levels-1), ...].
+
+    Raises:
+        ValueError: the image's side cannot be halved so often.
+
+    """
+    side, factor = shape[-1], 2 ** (levels - 1)
+    if side % factor or side // factor < 2:
+        near = max(2 * factor, round(side / factor) * factor)
+        raise ValueError(
+            f"Images of {side} px cannot be halved {levels - 1} times: pass image_size={near}, or fewer vae_levels."
+        )
+    return AutoencoderKL(
+        in_channels=shape[0],
+        out_channels=shape[0],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(width << level for level in range(levels)),
+        latent_channels=channels,
+        norm_num_groups=math.gcd(width, 32),
+        sample_size=side,
+    )
+
+
+def autoencoder_losses(vae: AutoencoderKL, images: Tensor, drawn: Tensor) -> dict[str, Tensor]:
+    """Reconstruction error and divergence, each a mean, of images in [-1, 1] and normal noise in the latents' shape."""
+    posterior = vae.encode(images).latent_dist
+    mean, log_variance = at_least_float32(posterior.mean), at_least_float32(posterior.logvar)
+    latents = mean + (log_variance / 2).exp() * drawn
+    restored = at_least_float32(vae.decode(latents.to(images.dtype)).sample)
+    return {
+        "reconstruction": F.mse_loss(restored, images),
+        "divergence": (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2,
+    }
+
+
+class Latents:
+    """A data set's latents, encoded once and kept on the device: means and deviations, of its mirror images as well.
+
+    Args:
+        vae: whose posterior is kept.
+        data: the images.
+        flip: whether the mirror images are kept as well.
+
+    Attributes:
+        mean: [F, N, c, h, w], F 1 or 2.
+        deviation: likewise.
+        labels: [N], on the same device.
+        scale: that brings all of them to a deviation of 1 together.
+
+    """
+
+    @torch.no_grad()
+    def __init__(self, vae: AutoencoderKL, data: ImageTensors, flip: bool) -> None:
+        means, deviations = [], []
+        for mirrored in (False, True)[: 1 + flip]:
+            for rows in torch.arange(len(data), device=data.images.device).split(ENCODED_AT_ONCE):
+                images = to_tanh(data.gather(rows)[0])
+                posterior = vae.encode((images.flip(3) if mirrored else images).to(vae.dtype)).latent_dist
+                means.append(at_least_float32(posterior.mean))
+                deviations.append(at_least_float32(posterior.std))
+        shape = (1 + flip, len(data), *means[0].shape[1:])
+        self.mean, self.deviation = torch.cat(means).view(shape), torch.cat(deviations).view(shape)
+        self.labels = data.labels.to(self.mean.device)
+        self.scale = 1 / float((self.mean.var() + self.deviation.square().mean()).sqrt())
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of one latent."""
+        return self.mean.shape[2:]
+
+    def draw(self, rows: Tensor, mirrored: Tensor, drawn: Tensor) -> Tensor:
+        """A sample of the posterior of these rows [B], unscaled, from uniforms [B] and normal noise [B, c, h, w]."""
+        which = (mirrored * len(self.mean)).long()
+        return self.mean[which, rows] + self.deviation[which, rows] * drawn

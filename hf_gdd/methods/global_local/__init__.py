@@ -1,0 +1,1 @@
+"""Global-local matching of a conditional GAN (Li et al., 2024), and its baselines CGAN and DiM."""

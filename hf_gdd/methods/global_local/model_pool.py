@@ -1,0 +1,78 @@
+"""The networks that real and generated images are compared in."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_gdd.classifiers.learner import Learner, Recipe
+from hf_gdd.classifiers.networks import NetworkSpec, build_network
+from hf_gdd.data.image_tensors import ImageTensors
+from hf_gdd.data.normalization import Normaliser
+from hf_gdd.utils.random import Random
+
+# SGD of the matching networks in the public DiM code; they see colour and crop, never cutout.
+MATCHING = Recipe(lr=0.01, momentum=0.9, weight_decay=5e-4, augment="color_crop")
+
+
+class ModelPool:
+    """One matching network at a time: drawn at random, advanced on real data, replaced by a fresh one.
+
+    A network starts untrained and learns while the generator is matched in it, so that the generator meets every
+    stage of training (Gu et al., 2023; the pool of Li et al., 2024, Sec. 3.2).
+
+    Args:
+        networks: names, or callables `(num_classes, shape) -> nn.Module`; drawn uniformly.
+        data: real images that the networks learn from.
+        inner_steps: SGD steps before each matching; 0 leaves the network random.
+        refresh: matchings before a fresh network is drawn.
+        random: where architecture, weights and batches are drawn from; its state is the caller's to keep.
+        recipe: optimiser and augmentation.
+
+    """
+
+    def __init__(
+        self,
+        networks: tuple[NetworkSpec, ...],
+        data: ImageTensors,
+        *,
+        inner_steps: int,
+        refresh: int,
+        random: Random,
+        recipe: Recipe = MATCHING,
+    ) -> None:
+        self.networks, self.data, self.recipe, self.random = networks, data, recipe, random
+        self.inner_steps, self.refresh = inner_steps, refresh
+        self.choice, self.age = 0, 0
+        self.learner: Learner | None = None
+
+    def advance(self) -> nn.Module:
+        """Age the current network by `inner_steps` SGD steps, or first draw a fresh one; in train mode."""
+        if self.learner is None or self.age == self.refresh:
+            self.choice, self.age = self.random.integer(len(self.networks)), 0
+            self.learner = self._learner(self.random.integer(2**31))
+        self.age += 1
+        generator = self.random.device
+        for _ in range(self.inner_steps):
+            indices = torch.randint(
+                len(self.data), (self.recipe.batch_size,), generator=generator, device=generator.device
+            )
+            self.learner.step(*self.data.gather(indices), generator)
+        return self.learner.network
+
+    def _learner(self, seed: int) -> Learner:
+        network = build_network(self.networks[self.choice], self.data.num_classes, self.data.shape, seed=seed)
+        normalise = Normaliser(self.data.mean, self.data.std)
+        return Learner(network.to(self.data.device), normalise, self.recipe, steps=self.refresh * self.inner_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The current network with its momentum, and its age; no network if the next matching draws a fresh one."""
+        learner = None if self.learner is None or self.age == self.refresh else self.learner.state_dict()
+        return {"choice": self.choice, "age": self.age, "learner": learner}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.choice, self.age, self.learner = state["choice"], state["age"], None
+        if state["learner"] is not None:
+            self.learner = self._learner(seed=0)
+            self.learner.load_state_dict(state["learner"])

@@ -1,0 +1,1 @@
+"""Adversarial prediction matching (Chen et al., 2023): optimize the images themselves."""

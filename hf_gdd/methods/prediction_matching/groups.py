@@ -1,0 +1,77 @@
+"""Images as they are optimised, in groups that are matched independently, as processes do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_gdd.training.distributed import Processes
+from hf_gdd.utils.random import Random
+
+
+class Group:
+    """Images that are matched on their own, and the networks they are moved against.
+
+    Args:
+        rows: which of the bank's they are, [n].
+        images: as networks see them, float32 [n, C, H, W].
+        labels: int64 [n].
+        random: all their draws.
+
+    """
+
+    def __init__(self, rows: Tensor, images: Tensor, labels: Tensor, random: Random) -> None:
+        self.rows, self.images, self.labels, self.random = rows, images, labels, random
+        self.velocity = torch.zeros_like(images)
+        self.teacher_number: int | None = None
+        self.students: list[nn.Module] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Images, momentum, draws and networks, in host memory."""
+        return {
+            "images": self.images.cpu(),
+            "velocity": self.velocity.cpu(),
+            "random": self.random.state_dict(),
+            "teacher_number": self.teacher_number,
+            "students": [{name: x.cpu() for name, x in student.state_dict().items()} for student in self.students],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], blank: Callable[[], nn.Module]) -> None:
+        """Continue where `state_dict` was taken, with networks made by `blank`."""
+        for name in ("images", "velocity"):
+            getattr(self, name).copy_(state[name])
+        self.random.load_state_dict(state["random"])
+        self.teacher_number, self.students = state["teacher_number"], [blank() for _ in state["students"]]
+        for student, weights in zip(self.students, state["students"], strict=True):
+            student.load_state_dict(weights)
+            student.eval().requires_grad_(False)
+
+
+class Groups:
+    """All groups of a bank, of which each process has its own.
+
+    Args:
+        own: of this process, by number.
+        processes: that hold the others.
+        blank: makes a network for a student's weights.
+
+    """
+
+    def __init__(self, own: dict[int, Group], processes: Processes, blank: Callable[[], nn.Module]) -> None:
+        self.own, self.processes, self.blank = own, processes, blank
+
+    def images(self) -> Tensor:
+        """Those of all groups in the bank's order, in host memory."""
+        parts = self.processes.collected([(group.rows.cpu(), group.images.cpu()) for group in self.own.values()])
+        rows, images = (torch.cat(part) for part in zip(*parts, strict=True))
+        return images[rows.argsort()]
+
+    def state_dict(self) -> dict[int, Any]:
+        """Of the groups of all processes, so that another number of them can go on."""
+        return dict(self.processes.collected([(number, group.state_dict()) for number, group in self.own.items()]))
+
+    def load_state_dict(self, state: dict[int, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        for number, group in self.own.items():
+            group.load_state_dict(state[number], self.blank)

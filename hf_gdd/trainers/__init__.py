@@ -1,1 +1,0 @@
-"""One file a method; the loop they share is `hf_gdd.training`."""

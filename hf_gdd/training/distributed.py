@@ -1,0 +1,191 @@
+"""Several processes that train as one: each draws the same for the whole batch, then takes its part."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hf_gdd.methods.global_local.losses import at_least_float32
+
+_ASK_EVERY = 5  # seconds
+
+
+def launched() -> tuple[int, int]:
+    """The number of this process and how many there are, as a launcher told it, without joining them to a group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_device() -> torch.device:
+    """The GPU that a launcher meant for this process, else the current one, else the CPU.
+
+    Raises:
+        ValueError: more processes were launched than there are GPUs.
+
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, gpus = int(os.environ.get("LOCAL_RANK", -1)), torch.cuda.device_count()
+    if number >= gpus > 1:
+        raise ValueError(f"Process {number} of this machine has no GPU of its own, for it has {gpus}: launch as many.")
+    return torch.device("cuda", number if 0 <= number < gpus else torch.cuda.current_device())
+
+
+class Processes:
+    """The processes of a run, or its only one, for which all of this costs nothing.
+
+    Raises:
+        ValueError: a launcher started several, but each of them is alone.
+
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        if (told := launched()[1]) != accelerator.num_processes:
+            raise ValueError(
+                f"WORLD_SIZE tells of {told} processes, but {accelerator.num_processes} found each other: set "
+                "ACCELERATE_USE_CPU=true to train on CPUs; without a launcher unset WORLD_SIZE."
+            )
+        self.accelerator = accelerator
+        self.count, self.main = accelerator.num_processes, accelerator.is_main_process
+        self.index = accelerator.process_index
+        self._steps, self._enough, self._asked = 0, 1, time.perf_counter()  # steps since the others were asked
+
+    def part(self, whole: Tensor) -> Tensor:
+        """The rows of this process."""
+        return whole.tensor_split(self.count)[self.index]
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """The rows of all processes, differentiable: for losses that are no means over rows."""
+        if self.count == 1:
+            return part
+        return _Gathered.apply(part)
+
+    def joint_moments(self) -> AbstractContextManager:
+        """A context in which BatchNorm takes the moments of the whole batch, differentiable."""
+        return nullcontext() if self.count == 1 else _JointMoments(self.count)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over processes."""
+        return tensor if self.count == 1 else self.accelerator.reduce(tensor, reduction="mean")
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace gradients by their means over processes, in one exchange for all of them."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        means = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def collected(self, mine: list[Any]) -> list[Any]:
+        """The items of all processes, in the order of processes; tensors must be in host memory."""
+        return mine if self.count == 1 else gather_object(mine)
+
+    def agreed_stop(self, received: list[int], ask: bool = False) -> int | None:
+        """The signal that all stop for, so that none waits for one that left; to be asked after every step.
+
+        The others are asked every few seconds, and each time waited for: a launcher kills what does not end soon.
+
+        Args:
+            received: by this process so far.
+            ask: them in any case; to be true in the same steps everywhere.
+
+        """
+        if self.count == 1:
+            return received[0] if received else None
+        self._steps += 1
+        if not ask and self._steps < self._enough:
+            return None
+        now = time.perf_counter()
+        told = torch.tensor([float(bool(received)), (now - self._asked) / self._steps], device=self.accelerator.device)
+        stopping, pace = self.mean(told).tolist()
+        self._steps, self._asked, self._enough = 0, now, max(1, int(_ASK_EVERY / max(pace, 1e-9)))
+        return (received[0] if received else signal.SIGTERM) if stopping else None
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.accelerator.wait_for_everyone()
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over processes; what it is used for in each of them reaches the part of all."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        whole = part.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Summed.apply(gradient)
+
+
+class _Gathered(torch.autograd.Function):
+    """The equal parts of all processes, one after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        part = part.contiguous()
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, part)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Summed.apply(gradient).tensor_split(dist.get_world_size())[dist.get_rank()]
+
+
+class _JointMoments(TorchFunctionMode):
+    """Replaces `F.batch_norm` in train mode; torch's own SyncBatchNorm takes no tensors in host memory.
+
+    Args:
+        count: of processes, with equal parts of the batch.
+
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self.batch_norm if func is F.batch_norm else func)(*args, **kwargs or {})
+
+    def batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """As `F.batch_norm`, with means and variances over all processes' images [B, C, ...]."""
+        if not training:
+            return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        dims = [dim for dim in range(x.ndim) if dim != 1]
+        shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
+        values = x.numel() // x.shape[1] * self.count
+        whole = at_least_float32(x)
+        mean = _Summed.apply(whole.sum(dims)) / values
+        centred = whole - mean.view(shape)
+        variance = _Summed.apply(centred.square().sum(dims)) / values
+        if running_mean is not None:
+            running_mean.lerp_(mean.detach().to(running_mean), momentum)
+            running_var.lerp_((variance.detach() * values / (values - 1)).to(running_var), momentum)
+        scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+        normed = centred * scale.view(shape)
+        return (normed if bias is None else normed + bias.view(shape)).to(x.dtype)

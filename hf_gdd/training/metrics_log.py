@@ -1,0 +1,100 @@
+"""The metrics of a run: fetched seldom, checked always, kept as JSON lines and as curves."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_gdd.training.run_folder import RunFolder
+from hf_gdd.utils.plotting import curves
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became infinite or not a number."""
+
+
+class MetricsLog:
+    """Collects scalars on the device and brings them to the host in one transfer a `flush`.
+
+    Args:
+        run: where the lines and the curves go.
+        write: whether this process writes; one of several does.
+        forward: called with (means, step), for trackers.
+        reduce: averages a tensor over the processes, so that all of them see the same losses.
+
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        write: bool,
+        forward: Callable[[dict[str, float], int], None],
+        reduce: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        self.run, self.write, self.forward, self.reduce = run, write, forward, reduce
+        self.pending: list[tuple[int, str, Tensor]] = []
+        self.fetched: list[tuple[int, str, float]] = []
+        self.images, self.since = 0, 0.0
+
+    def add(self, step: int, images: int, metrics: dict[str, Tensor]) -> None:
+        """Remember a step's scalars without waiting for the device."""
+        self.pending += [(step, name, value) for name, value in metrics.items()]
+        self.images += images
+
+    def fetch(self) -> None:
+        """Wait for the device and bring over what is pending."""
+        if self.pending:
+            values = self.reduce(torch.stack([value.float() for _, _, value in self.pending])).tolist()
+            self.fetched += [(step, name, value) for (step, name, _), value in zip(self.pending, values, strict=True)]
+            self.pending = []
+
+    def flush(self, stage: str, seconds: float) -> dict[str, Any]:
+        """Log the means since the last flush; returns the record, empty if there was nothing.
+
+        Args:
+            stage: name of the stage.
+            seconds: training time of the run so far.
+
+        Raises:
+            NonFiniteLossError: naming the first step and term that are not finite.
+
+        """
+        self.fetch()
+        if not self.fetched:
+            return {}
+        series: dict[str, list[float]] = {}
+        for step, name, value in self.fetched:
+            if not math.isfinite(value):
+                raise NonFiniteLossError(f"{name} became {value} in step {step} (stage {stage}).")
+            series.setdefault(name, []).append(value)
+        means = {name: sum(parts) / len(parts) for name, parts in series.items()}
+        step, rate = self.fetched[-1][0], self.images / max(seconds - self.since, 1e-9)
+        record = {"step": step, "stage": stage, **means, "seconds": seconds, "images_per_second": rate}
+        self.fetched, self.images, self.since = [], 0, seconds
+        if self.write:
+            self.run.log(record)
+            self.forward(means, step)
+        return record
+
+    def resume(self, step: int, seconds: float) -> None:
+        """Forget what a killed run logged after its last checkpoint."""
+        self.since = seconds
+        if self.write:
+            self.run.records(until=step)
+
+    def rates(self) -> dict[str, float]:
+        """Images a second in each stage, over all of it."""
+        totals: dict[str, tuple[float, float]] = {}
+        before = 0.0
+        for record in self.run.records():
+            images, seconds = totals.get(record["stage"], (0.0, 0.0))
+            spent, before = record["seconds"] - before, record["seconds"]
+            totals[record["stage"]] = (images + record["images_per_second"] * spent, seconds + spent)
+        return {stage: images / max(seconds, 1e-9) for stage, (images, seconds) in totals.items()}
+
+    def draw(self) -> None:
+        """Draw the curves of everything logged so far."""
+        if self.write and (records := self.run.records()):
+            curves(records, self.run.path / "losses.png", title=self.run.path.name)

@@ -1,0 +1,338 @@
+import json
+import os
+import signal
+from contextlib import contextmanager
+from dataclasses import replace
+
+import datasets
+import pytest
+from PIL import Image
+
+from hf_gdd.classifiers.ensemble import Cohort
+from hf_gdd.classifiers.learner import RECIPES, Recipe
+from hf_gdd.cli.main import main
+from hf_gdd.evaluation import evaluator as judging
+from hf_gdd.generators.auto import AutoGenerator
+from hf_gdd.methods.global_local.trainer import GlobalLocalTrainer
+from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
+from hf_gdd.training.metrics_log import NonFiniteLossError
+from hf_gdd.training.run_folder import read_run
+from hf_gdd.training.trainer import Trainer
+
+TINY = ["distill", "--dataset", "digits", "--preset", "tiny", "--max-steps", "2", "--width", "4", "--pool", "convnet1"]
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(Trainer, "_pictures", lambda self: None)
+    monkeypatch.setitem(RECIPES, "tiny", Recipe(max_steps=5, lr=0.05))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run made by the command."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_pictures", lambda self: None)
+        assert main([*TINY, "--output-dir", str(folder), "--seed", "3"]) == 0
+    return folder
+
+
+def fingerprint(folder):
+    return AutoGenerator.from_pretrained(folder / "generator").fingerprint
+
+
+def refused(capsys, arguments, *parts):
+    """The command ends with status 2 and a message, and without a traceback."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # what the parser does
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert "Traceback" not in captured.out + captured.err
+    said = " ".join((captured.out + captured.err).replace("│", " ").split())
+    for part in parts:
+        assert part in said
+    return said
+
+
+def table(text):
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_distill_leaves_a_generator_and_says_where(run, capsys, tmp_path):
+    assert main([*TINY, "--output-dir", "again", "--seed", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "Generator: again/generator" in said
+    assert "gan" in said
+    assert "match" in said
+    assert "images/s" in said
+    assert fingerprint(tmp_path / "again") == fingerprint(run)
+    identity = read_run(run)
+    assert identity["dataset"] == "digits"
+    assert identity["config"]["seed"] == 3
+    assert identity["config"]["width"] == 4
+    assert identity["config"]["pool"] == ["convnet1"]
+    assert identity["config"]["match_lr"] == 2e-4  # of the preset, as all that was not given
+
+
+def test_one_process_of_a_launcher_says_where_the_generator_is(capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", lambda self: setattr(self.processes, "main", False))
+    assert main([*TINY, "--output-dir", "other"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_the_default_output_folder_names_data_method_and_preset(tmp_path):
+    assert main([*TINY, "--method", "cgan"]) == 0
+    assert (tmp_path / "runs" / "digits-cgan-tiny" / "generator" / "config.json").is_file()
+
+
+def test_the_same_command_again_trains_nothing(run, monkeypatch):
+    monkeypatch.setattr(GlobalLocalTrainer, "step", lambda self, indices: pytest.fail("trained"))
+    assert main([*TINY, "--output-dir", str(run), "--seed", "3"]) == 0
+
+
+@pytest.mark.parametrize("file", ["", "run.yaml"])
+def test_config_repeats_a_run(run, tmp_path, file):
+    assert main(["distill", "--config", str(run / file), "--output-dir", "again"]) == 0
+    assert fingerprint(tmp_path / "again") == fingerprint(run)
+    assert read_run(tmp_path / "again") == read_run(run)
+
+
+def test_options_override_the_config(run, tmp_path):
+    assert main(["distill", "--config", str(run), "--output-dir", "other", "--method", "dim"]) == 0
+    before, after = (read_run(folder)["config"] for folder in (run, tmp_path / "other"))
+    assert after == before | {"method": "dim"}
+    assert fingerprint(tmp_path / "other") != fingerprint(run)
+
+
+def test_materialize_makes_data_sets_that_load(run, tmp_path, capsys):
+    assert main(["materialize", str(run / "generator"), "--ipc", "1", "2", "--output-dir", "sets", "--seed", "5"]) == 0
+    said = capsys.readouterr().out
+    sets = {}
+    for ipc in (1, 2):
+        assert f'{10 * ipc} images: load_dataset("sets/ipc{ipc}-seed5", split="train")' in said
+        sets[ipc] = datasets.load_dataset(str(tmp_path / "sets" / f"ipc{ipc}-seed5"), split="train")
+        assert sets[ipc].features["label"].names == DIGITS
+        assert isinstance(sets[ipc].features["image"], datasets.Image)
+        assert sets[ipc]["label"][:] == [label for label in range(10) for _ in range(ipc)]
+    assert sets[1][7]["image"].size == (8, 8)
+    assert sets[1][7]["image"].tobytes() == sets[2][14]["image"].tobytes() != sets[2][15]["image"].tobytes()
+
+
+@contextmanager
+def files_up_to(size):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_place_that_cannot_be_made_is_told_with_a_remedy(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = ["materialize", str(run / "generator"), "--ipc", "1", "--output-dir", str(tmp_path / "file" / "sets")]
+    refused(capsys, command, "train.parquet cannot be written", "Not a directory", "give the command again")
+
+
+def test_a_full_disk_leaves_no_half_set_and_the_command_goes_on(run, tmp_path, capsys):
+    command = ["materialize", str(run / "generator"), "--ipc", "40", "--output-dir", "sets"]
+    with files_up_to(10_000):
+        refused(capsys, command, "File too large", "free some space")
+    assert main(command) == 0
+    made = tmp_path / "sets" / "ipc40-seed0" / "train.parquet"
+    content = made.read_bytes()
+    with files_up_to(10_000):
+        refused(capsys, command, "ipc40-seed0/train.parquet cannot be written", "give the command again")
+    assert made.read_bytes() == content
+    assert [path.name for path in made.parent.iterdir()] == ["train.parquet"]
+
+
+def test_one_process_of_a_launcher_writes_what_all_have_made(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ["materialize", str(run / "generator"), "--seed", "6", "--output-dir", "sets", "--push-to-hub", "me/none"]
+    assert main(command) == 0
+    assert not (tmp_path / "sets").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_evaluate_prints_and_writes_one_report(run, capsys, monkeypatch):
+    monkeypatch.setattr(judging, "accuracy", lambda *args: 0.5)
+    arguments = ["evaluate", str(run / "generator"), "--dataset", "digits", "--recipe", "tiny", "--n", "1"]
+    arguments += ["--networks", "convnet1", "--ipc", "1", "2", "--protocol", "fixed", "dynamic", "--output", "r.json"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    expected = [("global-local", protocol, ipc) for ipc in ("1", "2") for protocol in ("fixed", "dynamic")]
+    expected += [(RANDOM_REAL, "fixed", "1"), (RANDOM_REAL, "fixed", "2"), (FULL_DATA, "fixed", "all")]
+    assert [(row["method"], row["protocol"], row["IPC"]) for row in table(said)] == expected
+    assert "Report: r.json" in said
+    report = Report.load("r.json")
+    assert [(r.name, r.protocol, str(r.ipc or "all")) for r in report.results] == expected
+    assert {r.generator_seed for r in report.find("global-local")} == {3}
+    assert {r.steps for r in report.results} == {5}
+    assert report.problems == ()
+
+
+def test_the_report_of_a_local_generator_becomes_part_of_it(run, tmp_path):
+    arguments = ["evaluate", str(run / "generator"), "--dataset", "digits", "--recipe", "tiny", "--n", "1"]
+    assert main([*arguments, "--networks", "convnet1", "--ipc", "1"]) == 0
+    report = AutoGenerator.from_pretrained(run / "generator").report
+    assert [r.name for r in report.results] == ["global-local", RANDOM_REAL, FULL_DATA]
+    (run / "generator" / "report.json").unlink()
+
+
+def test_evaluate_takes_a_materialised_set(run, tmp_path, capsys):
+    assert main(["materialize", str(run / "generator"), "--ipc", "2", "--output-dir", "sets"]) == 0
+    arguments = ["evaluate", "sets/ipc2-seed0", "--dataset", "digits", "--recipe", "tiny", "--n", "1"]
+    assert main([*arguments, "--networks", "convnet1"]) == 0
+    rows = table(capsys.readouterr().out)
+    assert [(row["method"], row["IPC"]) for row in rows] == [("dataset", "2"), (RANDOM_REAL, "2"), (FULL_DATA, "all")]
+
+
+def two_images(folder):
+    """A folder whose data set has two image columns."""
+    pictures = [Image.new("L", (8, 8), value) for value in (0, 100, 200, 250)]
+    names = datasets.ClassLabel(names=["a", "b"])
+    features = datasets.Features({"left": datasets.Image(), "right": datasets.Image(), "label": names})
+    rows = {"left": pictures, "right": pictures, "label": [0, 1, 0, 1]}
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_bad_input_to_distill(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(GlobalLocalTrainer, "step", lambda self, indices: pytest.fail("trained"))
+    refused(capsys, ["distill", "--dataset", str(tmp_path / "nowhere"), "--preset", "tiny"], "nowhere")
+    refused(capsys, ["distill", "--preset", "tiny"], "--dataset")
+    refused(capsys, ["distill", "--dataset", "digits", "--preset", "huge"], "huge", "paper", "lite", "tiny")
+    refused(capsys, [*TINY, "--widht", "8"], "--widht")
+    refused(capsys, [*TINY, "--adversarial", "hinge"], "hinge", "minimax")
+    refused(capsys, [*TINY, "--pool", "convnet33"], "error: unknown network 'convnet33'")
+    refused(capsys, [*TINY, "--max-steps", "0"], "max_steps is 0; it must be positive")
+    refused(capsys, [*TINY, "--image-column", "picture"], "error: There is no column 'picture'", "'image'")
+    data = two_images(tmp_path / "pairs")
+    refused(
+        capsys, ["distill", "--dataset", data, "--preset", "tiny"], "error: Several columns are Image", "image_column"
+    )
+    refused(capsys, ["distill", "--config", "nowhere.yaml"], "error: nowhere.yaml is not the file of a run")
+    refused(capsys, ["distill", "--config", "a.yaml", "--preset", "tiny"], "error: Pass --config or --preset, not both")
+    (tmp_path / "file").write_text("in the way")
+    refused(capsys, [*TINY, "--output-dir", "file"], "error: Cannot write to the output folder file")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_image_column_can_be_chosen(tmp_path):
+    data = two_images(tmp_path / "pairs")
+    options = ["--dataset", data, "--image-column", "right", "--output-dir", "run"]
+    assert main([*TINY[:1], *TINY[3:], *options]) == 0
+    assert (tmp_path / "run" / "generator").is_dir()
+
+
+def test_another_run_in_the_folder_is_refused(run, capsys):
+    refused(capsys, [*TINY, "--output-dir", str(run), "--seed", "4"], "error:", "config.seed (now 4, there 3)")
+
+
+def test_the_config_of_another_trainer_is_refused(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(json.dumps({"trainer": "OtherTrainer", "config": {}, "dataset": "digits"}))
+    refused(capsys, ["distill", "--config", "run.yaml"], "error: The config is of a OtherTrainer")
+
+
+def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Cohort, "fit", lambda *args: pytest.fail("trained"))
+    generator, empty = str(run / "generator"), tmp_path / "empty"
+    empty.mkdir()
+    refused(capsys, ["materialize", str(tmp_path / "nowhere")], "error:", "is neither a local folder")
+    refused(capsys, ["materialize", str(empty)], "error:", "holds no config.json")
+    refused(capsys, ["materialize", str(run)], "did you mean its subfolder 'generator'?")
+    refused(capsys, ["materialize", generator, "--ipc", "0"], "error: ipc is 0; ask for a whole number")
+    refused(capsys, ["materialize", generator, "--truncation", "5"], "error: truncation is 5.0")
+    refused(capsys, ["materialize", generator, "--steps", "5"], "error: This generator's sampling has no steps")
+    refused(capsys, ["materialize", generator, "--classes", "1"], "error: --classes chooses among those of a diffusion")
+    refused(capsys, ["distill", "--dataset", "digits", "--method", "magic"], "error: Unknown method 'magic'")
+    evaluate = ["evaluate", generator, "--dataset", "digits", "--networks", "convnet1"]
+    refused(capsys, ["evaluate", generator, "--dataset", str(tmp_path / "nowhere")], "error:", "nowhere")
+    refused(capsys, [*evaluate, "--ipc", "-1"], "ipc is -1")
+    refused(capsys, [*evaluate, "--n", "0"], "error: n is 0")
+    refused(capsys, [*evaluate, "--networks", "convnet33"], "error: unknown network 'convnet33'")
+    refused(capsys, [*evaluate, "--protocol", "best"], "best", "dynamic-best5-test")
+    refused(capsys, [*evaluate, "--test-split", "validation"], "error: There is no split 'validation'")
+    refused(capsys, [*evaluate, "--label-column", "digit"], "error: There is no column 'digit'")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ([], ["distill", "materialize", "evaluate"]),
+        (
+            ["distill"],
+            ["--dataset", "--output-dir", "--config", "--preset", "--method", "--max-steps", "--width", "--start-from"],
+        ),
+        (["distill", "--preset", "tiny"], ["--pool", "convnet2", "--image-size", "--seed", "--mixed-precision"]),
+        (["materialize"], ["--ipc", "--output-dir", "--seed", "--truncation", "--num-proc"]),
+        (["evaluate"], ["--dataset", "--ipc", "--protocol", "--networks", "--recipe", "--shared-draws", "--output"]),
+    ],
+    ids=" ".join,
+)
+def test_help(capsys, command, options):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code in (0, None)
+    said = capsys.readouterr().out
+    assert [option for option in options if option not in said] == []
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys, monkeypatch, run, signum, status):
+    original, command = GlobalLocalTrainer.step, [*TINY, "--output-dir", "run", "--seed", "3"]
+
+    def step(self, indices):
+        if self.at.total == 2:
+            os.kill(os.getpid(), signum)
+        return original(self, indices)
+
+    monkeypatch.setattr(GlobalLocalTrainer, "step", step)
+    assert main(command) == status
+    said = capsys.readouterr().err
+    assert f"{signum.name}: stopped after step 3, saved in run" in said
+    assert "Traceback" not in said
+    assert main(command) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(run)
+
+
+def test_ctrl_c_while_evaluating_ends_without_a_traceback(run, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cohort, "fit", interrupted)
+    arguments = ["evaluate", str(run / "generator"), "--dataset", "digits", "--recipe", "tiny", "--ipc", "1"]
+    try:
+        status = main(arguments)
+    except KeyboardInterrupt:
+        pytest.fail("the traceback reaches the user")
+    assert status == 130
+
+
+def test_a_run_that_fails_has_status_1(capsys, monkeypatch):
+    def step(self, indices):
+        raise NonFiniteLossError("class became nan in step 1.")
+
+    monkeypatch.setattr(GlobalLocalTrainer, "step", step)
+    assert main([*TINY, "--output-dir", "run"]) == 1
+    assert "error: class became nan in step 1." in capsys.readouterr().err
+
+
+def test_presets_are_the_defaults_of_the_command(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(GlobalLocalTrainer, "__init__", lambda self, data, **kw: made.append(kw["config"]))
+    monkeypatch.setattr(GlobalLocalTrainer, "fit", lambda self: (_ for _ in ()).throw(ValueError("far enough")))
+    for preset in ("paper", "fast", "lite", "tiny"):
+        assert main(["distill", "--dataset", "digits", "--preset", preset, "--seed", "9"]) == 2
+    assert made == [replace(GlobalLocalTrainer.presets[name], seed=9) for name in ("paper", "fast", "lite", "tiny")]

@@ -1,0 +1,167 @@
+"""The benchmark's reference computes what the library does, and what is written down is whole."""
+
+import importlib
+import json
+import math
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SETTINGS = {"size": "tiny", "data": "digits", "image_size": None, "batch_size": None, "repeats": 1, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The benchmark, its paths and its reference, as they import each other when they are run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield importlib.import_module("benchmark"), importlib.import_module("hot_paths")
+        for name in ("benchmark", "hot_paths", "plain_reference"):
+            sys.modules.pop(name)
+
+
+@pytest.fixture
+def bench(scripts):
+    with scripts[0].prepared(SETTINGS) as made:
+        yield made
+
+
+class Replay:
+    """Random numbers that one side draws and the other is given, by kind and shape, in the order they were drawn."""
+
+    def __init__(self, monkeypatch):
+        self.drawn, self.replaying = {}, False
+        for name in ("rand", "randn", "randint"):
+            monkeypatch.setattr(torch, name, self.wrapped(name, getattr(torch, name)))
+
+    def wrapped(self, name, original):
+        def draw(*args, **kwargs):
+            sizes = args if name != "randint" else args[1:]
+            shape = tuple(sizes[0] if isinstance(sizes[0], tuple) else sizes)
+            if self.replaying:
+                return self.drawn[name, shape].pop(0)
+            self.drawn.setdefault((name, shape), []).append(original(*args, **kwargs))
+            return self.drawn[name, shape][-1]
+
+        return draw
+
+
+def batch(data, rows):
+    return data.images[rows].float() / 127.5 - 1, data.labels[rows]
+
+
+def assert_same(ours, plain, lr):
+    """Equal gradients, and equal weights where the gradient is more than rounding, whose sign is all that Adam sees."""
+    largest = max(float(weight.grad.norm()) for weight in ours.parameters())
+    assert largest > 0
+    compared = 0
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert float((a.grad - b.grad).norm()) <= 1e-4 * max(float(b.grad.norm()), 1e-3 * largest)
+        clear = b.grad.abs() > 1e-4 * largest
+        compared += int(clear.sum())
+        assert torch.allclose(a[clear], b[clear], rtol=0, atol=1e-3 * lr + 1e-7)
+    assert compared > 100
+
+
+@pytest.mark.parametrize("stage", ["gan", "match"])
+def test_the_plain_step_is_ours(bench, monkeypatch, stage):
+    case = getattr(bench, stage)()
+    trainer, plain = case.ours({}, "no").trainer, case.reference(0)
+    for name in ("generator", "discriminator"):
+        getattr(plain, name).load_state_dict(getattr(trainer, name).state_dict())
+    if stage == "match":
+        trainer.pool.advance()  # builds the first network
+        trainer.pool.learner.network.load_state_dict(plain.network.state_dict())
+        trainer.pool.learner.optimizer.state.clear()
+    before = [weight.detach().clone() for weight in trainer.generator.parameters()]
+    replay = Replay(monkeypatch)
+    rows = torch.arange(case.images) * 7
+    trainer.step(rows)
+    replay.replaying = True
+    plain.endless = iter([batch(bench.data, rows)])
+    plain.own = [batch(bench.data, drawn) for drawn in replay.drawn.pop(("randint", (64,)), ())]
+    assert len(plain.own) == (2 if stage == "match" else 0)
+    assert all(math.isfinite(value) for value in plain().values())
+    assert not any(replay.drawn.values())
+    lr = trainer.stages[trainer.at.stage].lr
+    assert_same(trainer.generator, plain.generator, lr)
+    assert_same(trainer.discriminator, plain.discriminator, lr)
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))
+    if stage == "match":
+        for a, b in zip(trainer.pool.learner.network.parameters(), plain.network.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_image_step_is_ours(bench):
+    case = bench.prediction()
+    trainer, plain = case.ours({}, "no").trainer, case.reference(0)
+    group = trainer.groups.own[0]
+    plain.images.data.copy_(group.images)
+    plain.students = group.students
+    group.velocity.zero_()
+    before = group.images.detach().clone()
+    trainer.move_images(group, torch.arange(case.images))
+    plain()
+    moved = group.images.detach() - before
+    assert float(moved.norm()) > 0
+    assert float((plain.images.detach() - before - moved).norm()) <= 1e-4 * float(moved.norm())
+
+
+@contextmanager
+def here():
+    """Instead of a process, which takes seconds to begin."""
+    yield lambda function, *args, **kwargs: function(*args, **kwargs)
+
+
+def test_everything_is_measured_and_written_down(scripts, tmp_path, monkeypatch, capsys):
+    benchmark, paths = scripts
+    out = tmp_path / "benchmark.json"
+    monkeypatch.setattr(benchmark, "process", here)
+    monkeypatch.setattr(benchmark, "SIDES", {})  # what was measured goes with the test
+    monkeypatch.setattr(benchmark, "peak_speed", lambda device, precision: {"matrix product": 100.0})
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--size", "tiny", "--out", str(out)])
+    benchmark.main(size="tiny", repeats=2, least=0.0, threads=1, out=out)
+    printed = capsys.readouterr().out
+    text = out.read_text()
+    assert str(tmp_path) not in text
+    found = json.loads(text)
+    assert {row["path"] for row in found["paths"]} == set(paths.PATHS)
+    for row in found["paths"]:
+        assert len(row["seconds"]) == len(row["reference_seconds"]) == 2
+        numbers = [*row["seconds"], *row["reference_seconds"], row["flops"], row["reference_flops"], row["images"]]
+        assert all(math.isfinite(number) and number > 0 for number in numbers), row
+        assert row["reference_flops"] == pytest.approx(row["predicted_flops"], rel=0.1), row["path"]
+        assert row["flops"] <= 1.001 * row["reference_flops"], row["path"]
+    benchmark.main(table=out)
+    assert capsys.readouterr().out == printed
+    table = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(found["paths"])
+    assert len({len(line) for line in table}) == 1
+
+
+def test_growth_is_beside_what_was_predicted(scripts, tmp_path, monkeypatch, capsys):
+    benchmark, _ = scripts
+    monkeypatch.setattr(benchmark, "GROWTH", [("rows", "gan", 4), ("batch", "gan", 2)])
+    monkeypatch.setattr(benchmark, "process", here)
+    benchmark.main(paths="gan", size="tiny", repeats=1, threads=1, growing=True, out=tmp_path / "growth.json")
+    rows, batch = json.loads((tmp_path / "growth.json").read_text())["growth"]
+    assert rows["grown"]["rest_bytes"] - rows["base"]["rest_bytes"] == 1500 * 64
+    assert rows["grown"]["predicted_flops"] == rows["base"]["predicted_flops"]
+    assert batch["grown"]["predicted_flops"] == 2 * batch["base"]["predicted_flops"]
+    assert min(rows["base"]["peak_bytes"], batch["grown"]["peak_bytes"]) > 10**7
+    assert "| gan | rows x4 |" in capsys.readouterr().out
+
+
+def test_a_path_that_is_not_there(scripts, tmp_path):
+    with pytest.raises(SystemExit, match="Unknown gam"):
+        scripts[0].main(paths="gam", out=tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["benchmark", "growth"])
+def test_readme_shows_what_was_measured(scripts, name):
+    found = json.loads((SCRIPTS / f"{name}.json").read_text())
+    assert scripts[0].tables(found) in (SCRIPTS.parent / "README.md").read_text()
