@@ -10,20 +10,14 @@ _LAZY = {
     "AutoGenerator": "hf_gdd.generators.auto",
     "ConditionalGANGenerator": "hf_gdd.generators.gan",
     "DiffusionGenerator": "hf_gdd.generators.diffusion",
-    "DiffusionMemoryConfig": "hf_gdd.methods.diffusion_memory.config",
-    "DiffusionMemoryTrainer": "hf_gdd.methods.diffusion_memory.trainer",
-    "DiffusionSampling": "hf_gdd.generators.base",
+    "DiffusionSampling": "hf_gdd.generators.sampling",
     "DistilledStream": "hf_gdd.distilled.stream",
     "GenerativeDistilledDataset": "hf_gdd.distilled.builder",
-    "GlobalLocalConfig": "hf_gdd.methods.global_local.config",
-    "GlobalLocalTrainer": "hf_gdd.methods.global_local.trainer",
     "ImageBank": "hf_gdd.generators.image_bank",
     "ImageTensors": "hf_gdd.data.image_tensors",
-    "PredictionMatchingConfig": "hf_gdd.methods.prediction_matching.config",
-    "PredictionMatchingTrainer": "hf_gdd.methods.prediction_matching.trainer",
-    "Recipe": "hf_gdd.classifiers.learner",
+    "Recipe": "hf_gdd.classifiers.recipes",
     "Report": "hf_gdd.report",
-    "Sampling": "hf_gdd.generators.base",
+    "Sampling": "hf_gdd.generators.sampling",
     "Stage": "hf_gdd.training.config",
     "Trainer": "hf_gdd.training.trainer",
     "TrainingConfig": "hf_gdd.training.config",
@@ -31,15 +25,25 @@ _LAZY = {
     "evaluate": "hf_gdd.evaluation.evaluate",
     "load_distilled_dataset": "hf_gdd.distilled.builder",
     "push_distilled_dataset": "hf_gdd.distilled.push",
+    "register_method": "hf_gdd.methods.registry",
 }
-__all__ = sorted(_LAZY)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    """Import a public name, or the trainer or config of a method of this package."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name.endswith(("Trainer", "Config")) and name in (classes := _method_classes()):
+        return getattr(import_module(classes[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *_LAZY, *_method_classes()]
+
+
+def _method_classes() -> dict[str, str]:
+    """Return the modules of the trainers and configs of this package's methods, by class name."""
+    from hf_gdd.methods.registry import builtin_classes
+
+    return builtin_classes()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 RANDOM_REAL, FULL_DATA, SOFT = "random-real", "full data", "soft"
+# Names in records of earlier versions, and today's.
+FORMER_SAMPLING = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Result:
         generator_seed: of the training that made the generator; None where there is none.
         steps: SGD steps of each network.
         distinct_images: how many different images one network saw.
-        stored_bytes: of the artefact: raw uint8 pixels for a set, and float16 logits under `soft`; weights for a
+        stored_bytes: of the artifact: raw uint8 pixels for a set, and float16 logits under `soft`; weights for a
             generator.
         seconds: wall time of all n networks together.
         sampling: what changed the generator's pixels, such as "truncation=1.0"; None where there is no generator.
@@ -73,7 +75,7 @@ class Quality:
         network: the architecture whose last features are the feature space.
         seeds: of the networks.
         scores: for each score one value per network: `label_accuracy` is the share of the images that the network
-            takes for what they are labelled; `diversity` is `hf_gdd.evaluation.metrics.class_diversity`; the others compare with
+            takes for what they are labeled; `diversity` is `hf_gdd.evaluation.metrics.class_diversity`; the others compare with
             the test images and are `coverage_scores` and `frechet_distance` of that module.
         generator_seed: of the training that made the generator; None where there is none.
         sampling: what changed the generator's pixels; None where there is no generator.
@@ -110,7 +112,7 @@ class Report:
         train: source and fingerprint of the real training set, or of the set evaluated if no real one was given.
         test: source and fingerprint of the test set.
         recipe: fields of the `Recipe` every network was trained by.
-        normalisation: where the statistics that images are normalised by came from.
+        normalization: where the statistics that images are normalized by came from.
         device: the device's name.
         versions: of the libraries that matter.
         quality: of sets of images, where it was asked for.
@@ -122,7 +124,7 @@ class Report:
     train: str
     test: str
     recipe: dict[str, Any]
-    normalisation: str
+    normalization: str
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     quality: tuple[Quality, ...] = ()
@@ -159,7 +161,7 @@ class Report:
         """One report of several taken under the same circumstances.
 
         Raises:
-            ValueError: they differ in data, recipe, normalisation, device, versions or shared draws, two hold the same
+            ValueError: they differ in data, recipe, normalization, device, versions or shared draws, two hold the same
                 cell of one generator, or there are none.
 
         """
@@ -267,7 +269,7 @@ class Report:
         shared = " All networks of a row saw the same draws." if self.shared_draws else ""
         return (
             f"± is the sample deviation over networks; `between` is over generators. Train {self.train}; "
-            f"test {self.test}. {sampling}Recipe: {recipe}. Normalised by {self.normalisation}.{shared} {self.device}; "
+            f"test {self.test}. {sampling}Recipe: {recipe}. Normalized by {self.normalization}.{shared} {self.device}; "
             f"{versions}."
         )
 

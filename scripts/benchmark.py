@@ -7,10 +7,10 @@
 The reference (`plain_reference.py`) does what the papers' public code does: a `DataLoader` over PIL images with the
 number of workers that suits it best, float32 and NCHW, gradients of everything, one network at a time, meters read in
 every step. Ours is what `fit`, `evaluate` and `load_distilled_dataset` run. Both do the same work on as many threads,
-by turns, each in a process of its own; a ratio is of neighbours in time. The images are the bundled digits, enlarged
+by turns, each in a process of its own; a ratio is of neighbors in time. The images are the bundled digits, enlarged
 and repeated: what a step costs depends on the shape of the images, never on what they show. A counted FLOP is one of a
 convolution or a matrix product; `predicted` is what the reference's step should take by the textbook: three forward
-passes for each that is trained, the gradient penalty six. In `materialise` the reference is the bare forward pass, so
+passes for each that is trained, the gradient penalty six. In `materialize` the reference is the bare forward pass, so
 the ratio is its share of our time.
 """
 
@@ -62,7 +62,7 @@ GROWTH = [
     ("classes", "diffusion", 2),
     ("width", "diffusion", 2),
     ("ipc", "prediction", 2),
-    ("ipc", "materialise", 2),
+    ("ipc", "materialize", 2),
     ("ipc", "stream", 2),
     ("ipc", "evaluate", 2),
     ("n", "evaluate", 2),
@@ -72,7 +72,7 @@ GROWTH = [
 # Measuring.
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for the device, so that its time is counted."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -80,11 +80,11 @@ def synchronise(device: torch.device) -> None:
 
 def seconds(call: Callable[[], Any], device: torch.device, times: int = 1) -> float:
     """Of one call, as the mean of several in a row."""
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
     for _ in range(times):
         call()
-    synchronise(device)
+    synchronize(device)
     return (time.perf_counter() - started) / times
 
 
@@ -194,7 +194,7 @@ def peak_memory(call: Callable[[], Any], device: torch.device, times: int) -> in
     before = torch.cuda.memory_allocated(device)
     for _ in range(times):
         call()
-    synchronise(device)
+    synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 
 

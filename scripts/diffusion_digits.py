@@ -5,7 +5,7 @@
 Expect about six minutes on two CPU cores and no network. An autoencoder and a diffusion transformer are trained from
 scratch; from there `dit` (no memory), `minimax` and `self-adaptive` go on for equally many steps on the same draws. In
 the lower table networks trained on real digits should take at least 95 % of the reconstructions for what they are
-labelled, as they do the test images, and at least 80 % of the samples. Between the three methods, differences of a
+labeled, as they do the test images, and at least 80 % of the samples. Between the three methods, differences of a
 point are noise at one generator seed; what the memories do is seen in the coverage under it, paired over image seeds.
 Stopped half way? The same command goes on.
 """
@@ -17,10 +17,10 @@ import torch
 import tyro
 
 from hf_gdd import DiffusionGenerator, DiffusionMemoryTrainer, ImageTensors, Report, baselines, evaluate
-from hf_gdd.classifiers.learner import find_recipe
-from hf_gdd.data.normalization import Normaliser
-from hf_gdd.evaluation.evaluator import Judge
-from hf_gdd.evaluation.image_quality import Critics, critics
+from hf_gdd.classifiers.recipes import find_recipe
+from hf_gdd.data.normalization import Normalize
+from hf_gdd.evaluation.evaluator import Evaluator
+from hf_gdd.evaluation.image_quality import FeatureEvaluator, feature_evaluator
 from hf_gdd.methods.diffusion_memory.config import PRESETS
 
 METHODS = ("dit", "minimax", "self-adaptive")  # two that share the first one's networks
@@ -63,9 +63,9 @@ def main(
         generator.report = report
         generator.save_pretrained(output_dir / method / "generator")
     print(report.markdown())
-    judge = Judge(test, Normaliser(real.mean, real.std), ("convnet2",), n, find_recipe("tiny"), seed, progress=True)
+    judge = Evaluator(test, Normalize(real.mean, real.std), ("convnet2",), n, find_recipe("tiny"), seed, progress=True)
     print(f"\nCoverage of the test images by 10 images of every class, over {IMAGE_SEEDS} image seeds:")
-    found = {method: coverages(generator, critics(judge, real)) for method, generator in generators.items()}
+    found = {method: coverages(generator, feature_evaluator(judge, real)) for method, generator in generators.items()}
     for method, values in found.items():
         gain = values - found["dit"]
         print(f"  {method:15}{values.mean():.3f}, over dit {gain.mean():+.4f} ± {gain.std() / len(gain) ** 0.5:.4f}")
@@ -73,7 +73,7 @@ def main(
         sys.exit("The recipe is invalid here, so the table decides nothing.")
 
 
-def coverages(generator: DiffusionGenerator, seen_by: Critics) -> torch.Tensor:
+def coverages(generator: DiffusionGenerator, seen_by: FeatureEvaluator) -> torch.Tensor:
     """The coverage of ten images of every class for each image seed, a mean over the critics."""
     labels, indices = torch.arange(10).repeat_interleave(10), torch.arange(10).repeat(10)
     found = []

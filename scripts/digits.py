@@ -1,4 +1,4 @@
-"""The whole path on the bundled 8x8 digits: distil by four methods, materialise, evaluate, compare.
+"""The whole path on the bundled 8x8 digits: distil by four methods, materialize, evaluate, compare.
 
     python scripts/digits.py
 

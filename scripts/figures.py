@@ -29,7 +29,7 @@ def curve(found: Found, path: Path) -> None:
             ]
             axis.errorbar([ipc for ipc, _ in points], means, yerr=spread, marker="o", capsize=3, label=label)
         for row in found.results(data, FULL_DATA, "fixed", None):
-            axis.axhline(100 * row.mean, color="grey", linestyle=":", label="all data")
+            axis.axhline(100 * row.mean, color="gray", linestyle=":", label="all data")
         axis.set(title=f"{TITLES[data]}, {found.size}", xscale="log", xlabel="images per class", ylabel="accuracy, %")
         axis.set_xticks(IPCS, [str(ipc) for ipc in IPCS])
         axis.legend(fontsize="small")

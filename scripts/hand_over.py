@@ -19,7 +19,8 @@ from evidence import Piece
 from pieces import CALLS, Bench
 from torch import Tensor
 
-from hf_gdd.training.run_folder import RUN_FILE, load_state, save_state, stage_file
+from hf_gdd.training.run_folder import RUN_FILE, stage_file
+from hf_gdd.utils.io import load_state, save_state
 
 PART, MOST = 15 * 2**20, 40 * 2**20  # bytes of a file, and of all of them
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
@@ -172,7 +173,7 @@ def whole(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(state: Any, change: Callable[[str, Tensor, float | None], Tensor | None]) -> Any:
-    """A copy in which the moments of every optimiser are what `change` makes of them, told the first beta, if any."""
+    """A copy in which the moments of every optimizer are what `change` makes of them, told the first beta, if any."""
     if not isinstance(state, Mapping):
         return state
     if {"state", "param_groups"} <= state.keys():
@@ -184,7 +185,7 @@ def changed(state: Any, change: Callable[[str, Tensor, float | None], Tensor | N
 
 
 def moments(kept: Mapping[str, Any], beta: float | None, change: Callable[..., Tensor | None]) -> dict[str, Any]:
-    """What an optimiser knows of one parameter; a moment that was left out is zero."""
+    """What an optimizer knows of one parameter; a moment that was left out is zero."""
     found = dict(kept)
     for name in MOMENTS:
         if isinstance(moment := kept.get(name), Tensor):
@@ -195,7 +196,7 @@ def moments(kept: Mapping[str, Any], beta: float | None, change: Callable[..., T
 
 
 def record(path: Path, state: Mapping[str, Any]) -> None:
-    """Note in the run's folder after which step its state travelled."""
+    """Note in the run's folder after which step its state traveled."""
     note = path.parent.parent / "handed_over.json"
     steps = json.loads(note.read_text()) if note.is_file() else []
     note.write_text(json.dumps([*steps, state["at"]["total"]]))

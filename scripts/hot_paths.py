@@ -28,11 +28,11 @@ from hf_gdd import (
     load_distilled_dataset,
 )
 from hf_gdd.classifiers.networks import build_network
-from hf_gdd.data.normalization import Normaliser
+from hf_gdd.data.normalization import Normalize
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.methods.global_local.model_pool import MATCHING
 
-PATHS = ("gan", "match", "diffusion", "prediction", "materialise", "stream", "evaluate")
+PATHS = ("gan", "match", "diffusion", "prediction", "materialize", "stream", "evaluate")
 SIZES: dict[str, dict[str, Any]] = {
     "paper": {
         "side": 28,
@@ -120,9 +120,9 @@ class Steps:
         trainer._open(None)
         names = [each.name for each in trainer.stages]
         if names.index(stage):
-            trainer.at.stage = names.index(stage)
-            trainer.begin(trainer.stages[trainer.at.stage])
-        self.trainer, self.stage, self.bar = trainer, trainer.stages[trainer.at.stage], tqdm(disable=True)
+            trainer.state.stage = names.index(stage)
+            trainer.begin(trainer.stages[trainer.state.stage])
+        self.trainer, self.stage, self.bar = trainer, trainer.stages[trainer.state.stage], tqdm(disable=True)
 
     @property
     def cycle(self) -> int:
@@ -147,7 +147,7 @@ class Bench:
         self.folder, self.runs = Path(folder), 0
         self.data = self.repeated(real, rows * self.factors["rows"])
         self.device, self.test = self.data.device, self.part(self.size["evaluate"]["test"])
-        self.normalise = Normaliser(self.data.mean, self.data.std)
+        self.normalize = Normalize(self.data.mean, self.data.std)
         self.code = torch.zeros(1, self.data.num_classes + 90, device=self.device)
 
     def repeated(self, real: ImageTensors, count: int) -> ImageTensors:
@@ -208,7 +208,7 @@ class Bench:
             parts += getattr(config, f"{stage}_lr"), config.penalty_weight, self.device
             if stage == "gan":
                 return plain_reference.GanStep(*parts)
-            options = {"own": loader(self.data, MATCHING.batch_size, workers), "normalise": self.normalise}
+            options = {"own": loader(self.data, MATCHING.batch_size, workers), "normalize": self.normalize}
             options |= {"inner": inner, "weights": (config.global_weight, config.local_weight)}
             return plain_reference.MatchStep(*parts, network=self.network(0), **options)
 
@@ -285,7 +285,7 @@ class Bench:
         shape, width = self.data.shape, self.width("gan")["width"]
         return ConditionalGANGenerator(self.data.class_names, shape, width).to(self.device).eval()
 
-    def materialise(self) -> Case:
+    def materialize(self) -> Case:
         """A set from the generator to its last row on disk, beside the bare forward pass of as many images."""
         ipc, generator = self.size["ipc"] * self.factors["ipc"], self.generator()
         images, seeds = ipc * generator.num_classes, iter(range(10**9))
@@ -329,7 +329,7 @@ class Bench:
         def reference(workers: int) -> plain_reference.Evaluation:
             loaders = loader(train, size, workers), loader(self.test, 256, workers, drop_last=False)
             networks = [build_network(self.size["network"], *shape, seed).to(self.device) for seed in range(n)]
-            return plain_reference.Evaluation(networks, *loaders, self.normalise, recipe, self.device)
+            return plain_reference.Evaluation(networks, *loaders, self.normalize, recipe, self.device)
 
         predicted = n * (3 * steps * size + len(self.test)) * self.forward(self.network(0), self.image)
         return Case(n * steps * size, ours, reference, predicted, train.stored_bytes + self.test.stored_bytes)

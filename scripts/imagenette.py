@@ -113,7 +113,7 @@ def memories(trainer: DiffusionMemoryTrainer, steps: int = 300, capacity: int = 
     }
     course: dict[str, list[float]] = {evict: [] for evict in filled}
     for _ in range(steps):
-        rows = torch.randint(len(trainer.data), (size,), generator=random.device, device=trainer.device)
+        rows = torch.randint(len(trainer.data), (size,), generator=random.rng, device=trainer.device)
         latents, labels = trainer.draw(rows)
         for evict, memory in filled.items():
             memory.add(latents, labels)

@@ -25,10 +25,10 @@ size_categories: [1K<n<10K]
 
 # Digits
 
-1,797 handwritten digits as 8x8 grey images: 1,437 to train with and {TEST_ROWS} to test with.
+1,797 handwritten digits as 8x8 gray images: 1,437 to train with and {TEST_ROWS} to test with.
 
 **Source.** "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning
-Repository, 1998, https://doi.org/10.24432/C50P49, licence
+Repository, 1998, https://doi.org/10.24432/C50P49, license
 [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/). Taken from the copy that scikit-learn ships
 (`sklearn.datasets.load_digits`), which is the test part of the original.
 

@@ -135,7 +135,7 @@ class Bench:
         generator.half().save_pretrained(self.generator(piece))
         identity = trainer.identity()
         identity["config"]["start_from"] = variant.start
-        told = {"run": identity, "steps": trainer.at.total, "seconds": trainer.at.seconds}
+        told = {"run": identity, "steps": trainer.state.global_step, "seconds": trainer.state.seconds}
         told |= {"images_per_second": self.speed(piece), "arithmetic": trainer.arithmetic.state_dict()}
         told |= {"fingerprint": generator.fingerprint, "handed_over": self.handed_over(piece)}
         return told | {"start_handed_over": [step for start in piece.needs for step in self.handed_over(start)]}

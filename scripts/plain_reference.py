@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_gdd import ImageTensors
 from hf_gdd.classifiers.augment import Augment
-from hf_gdd.data.normalization import Normaliser
+from hf_gdd.data.normalization import Normalize
+from hf_gdd.generators.dit_pipeline import NULL_CLASS
 from hf_gdd.generators.gan import ConditionalGANGenerator
-from hf_gdd.methods.diffusion_memory.dit import NULL_CLASS
-from hf_gdd.methods.global_local.losses import variance_bound
+from hf_gdd.methods.diffusion_memory.losses import variance_bound
 
 
 class Pictures(Dataset):
@@ -135,12 +135,12 @@ class MatchStep(GanStep):
         *args: Any,
         network: nn.Module,
         own: Any,
-        normalise: Normaliser,
+        normalize: Normalize,
         inner: int,
         weights: tuple[float, float],
     ) -> None:
         super().__init__(*args)
-        self.network, self.own, self.normalise = plain(network), own, normalise
+        self.network, self.own, self.normalize = plain(network), own, normalize
         self.inner, self.weights = inner, weights
         self.sgd = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
@@ -148,21 +148,21 @@ class MatchStep(GanStep):
         """Distance of log-probabilities and of the batch means of an intermediate feature."""
         for images, labels in islice(self.own, self.inner):
             images, labels = images.to(self.device), labels.to(self.device)
-            loss = F.cross_entropy(self.network(self.seen(images, "color_crop", len(images)))[0], labels)
+            loss = F.cross_entropy(self.network(self.prepare_batch(images, "color_crop", len(images)))[0], labels)
             self.sgd.zero_grad()
             loss.backward()
             self.sgd.step()
             loss.item()
-        both = self.seen(torch.cat([real, fake]), "color_crop_cutout", 1)
+        both = self.prepare_batch(torch.cat([real, fake]), "color_crop_cutout", 1)
         (logits, feature), (fake_logits, fake_feature) = (self.network(half) for half in both.chunk(2))
         distance = (logits.log_softmax(1) - fake_logits.log_softmax(1)).square().mean()
         local = (feature.mean(0) - fake_feature.mean(0)).square().sum()
         return self.weights[0] * distance + self.weights[1] * local
 
-    def seen(self, images: Tensor, policy: str, draws: int) -> Tensor:
-        """Normalised and augmented, by as many draws."""
+    def prepare_batch(self, images: Tensor, policy: str, draws: int) -> Tensor:
+        """Normalized and augmented, by as many draws."""
         augment = Augment(policy)
-        return augment(self.normalise((images + 1) / 2), augment.draw(draws).to(self.device))
+        return augment(self.normalize((images + 1) / 2), augment.draw(draws).to(self.device))
 
 
 class MemoryStep:
@@ -295,11 +295,11 @@ class Evaluation:
         networks: Sequence[nn.Module],
         batches: Any,
         test: Any,
-        normalise: Normaliser,
+        normalize: Normalize,
         recipe: Any,
         device: torch.device,
     ) -> None:
-        self.networks, self.batches, self.test, self.normalise = networks, batches, test, normalise
+        self.networks, self.batches, self.test, self.normalize = networks, batches, test, normalize
         self.recipe, self.device = recipe, device
 
     def __call__(self) -> list[float]:
@@ -313,7 +313,7 @@ class Evaluation:
         optimizer = torch.optim.SGD(network.parameters(), **settings)
         for images, labels in islice(endless(self.batches), recipe.max_steps):
             images, labels = images.to(self.device), labels.to(self.device)
-            images = augment(self.normalise((images + 1) / 2), augment.draw(len(images)).to(self.device))
+            images = augment(self.normalize((images + 1) / 2), augment.draw(len(images)).to(self.device))
             logits = network(images)[0]
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
@@ -323,7 +323,7 @@ class Evaluation:
         network.eval()
         with torch.no_grad():
             hits = [
-                (network(self.normalise((images.to(self.device) + 1) / 2))[0].argmax(1) == labels.to(self.device)).sum()
+                (network(self.normalize((images.to(self.device) + 1) / 2))[0].argmax(1) == labels.to(self.device)).sum()
                 for images, labels in self.test
             ]
         return sum(part.item() for part in hits) / len(self.test.dataset)

@@ -5,7 +5,7 @@
 Expect about five minutes on two CPU cores and no network. `start` is the same random real images before the first step,
 with labels of the same teacher: what separates it from `prediction-matching` is what moving the images brings, and what
 separates its `soft` row from its `fixed` row is what the labels bring. `unrounded` trains on the images as they were
-optimised, before they became pixels. Compare `fixed` with `fixed` and `soft` with `soft`.
+optimized, before they became pixels. Compare `fixed` with `fixed` and `soft` with `soft`.
 
     python scripts/prediction_matching.py --dataset zalando-datasets/fashion_mnist --preset lite --recipe short \
         --networks convnet3 --cross resnet10-dd --output-dir runs/matching-fashion
@@ -25,8 +25,9 @@ import tyro
 from torch import Tensor
 
 from hf_gdd import AutoGenerator, ImageTensors, PredictionMatchingTrainer, Recipe, Report, baselines, evaluate
-from hf_gdd.classifiers.learner import find_recipe, shuffled
-from hf_gdd.evaluation.evaluator import Judge
+from hf_gdd.classifiers.learner import shuffled_batches
+from hf_gdd.classifiers.recipes import find_recipe
+from hf_gdd.evaluation.evaluator import Evaluator
 from hf_gdd.report import FULL_DATA, SOFT
 from hf_gdd.utils.random import Random
 
@@ -84,11 +85,11 @@ def main(
         trainer = PredictionMatchingTrainer(real, preset=preset, ipc=ipc, seed=seed, output_dir=folder, **changes)
         banks[folder] = bank = trainer.fit()
         start = AutoGenerator.from_pretrained(folder / "start", device=bank.device)
-        judge = Judge(test, trainer.view, networks, n, chosen, seed, progress=True)
+        judge = Evaluator(test, trainer.view, networks, n, chosen, seed, progress=True)
         alone = {"networks": networks, "real": real, "with_baselines": False, **shared}
         reports.append(kept(folder / "bank.json", evaluate, bank, test, **alone))
         reports.append(kept(folder / "start.json", evaluate, start, test, name="start", **alone))
-        reports.append(kept(folder / "unrounded.json", unrounded, trainer, judge, reports[-1].normalisation))
+        reports.append(kept(folder / "unrounded.json", unrounded, trainer, judge, reports[-1].normalization))
         if cross:
             alone |= {"networks": cross, "n": cross_n}
             reports.append(kept(folder / "cross.json", evaluate, bank, test, **alone))
@@ -122,7 +123,7 @@ def kept(path: Path, judged: Callable[..., Report], *args: Any, **kwargs: Any) -
     return Report.load(path)
 
 
-def unrounded(trainer: PredictionMatchingTrainer, judge: Judge, normalisation: str) -> Report:
+def unrounded(trainer: PredictionMatchingTrainer, judge: Evaluator, normalization: str) -> Report:
     """The row of the images as they were before they became pixels, with the same teacher's labels for them."""
     images, teacher = trainer.groups.images().to(judge.test.device), trainer.teachers[0]
     with torch.no_grad():
@@ -130,13 +131,13 @@ def unrounded(trainer: PredictionMatchingTrainer, judge: Judge, normalisation: s
 
     def batches(i: int, random: Random) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            for rows in shuffled(len(images), judge.recipe, random.device):
+            for rows in shuffled_batches(len(images), judge.recipe, random.rng):
                 yield images[rows], logits[rows]
 
     row = {"name": "unrounded", "protocol": SOFT, "ipc": trainer.config.ipc}
     results = judge.train(batches, len(images), images.nbytes + logits.nbytes, **row)
     data = trainer.data
-    return judge.report(results, f"{data.source} ({data.fingerprint[:12]})", normalisation)
+    return judge.report(results, f"{data.source} ({data.fingerprint[:12]})", normalization)
 
 
 if __name__ == "__main__":

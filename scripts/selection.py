@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from hf_gdd import ImageTensors, Recipe
-from hf_gdd.classifiers.ensemble import Cohort
-from hf_gdd.classifiers.learner import Learner, epochs_of
+from hf_gdd.classifiers.ensemble import ClassifierEnsemble
+from hf_gdd.classifiers.learner import Learner, iterate_epochs
 from hf_gdd.classifiers.networks import NetworkSpec, build_network
-from hf_gdd.data.normalization import Normaliser
+from hf_gdd.data.normalization import Normalize
 from hf_gdd.data.pixels import to_unit
 from hf_gdd.utils.random import Random
 
@@ -16,16 +16,16 @@ from hf_gdd.utils.random import Random
 def features(spec: NetworkSpec, data: ImageTensors, recipe: Recipe, seed: int = 0) -> Tensor:
     """What a network that learned from all images gives its last layer, [N, d]."""
     network = build_network(spec, data.num_classes, data.shape, seed=seed).to(data.device)
-    normalise, random, steps = Normaliser(data.mean, data.std), Random(seed, data.device), recipe.steps(len(data))
-    learner = Learner(network, normalise, recipe, steps)
+    normalize, random, steps = Normalize(data.mean, data.std), Random(seed, data.device), recipe.steps(len(data))
+    learner = Learner(network, normalize, recipe, steps)
     with torch.enable_grad():
-        Cohort([learner]).fit([epochs_of(data, recipe, random.device)], steps, [random.device])
+        ClassifierEnsemble([learner]).fit([iterate_epochs(data, recipe, random.rng)], steps, [random.rng])
     network.eval()
     seen: list[Tensor] = []
     last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
     hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     for part in data.images.split(1000):
-        network(normalise(to_unit(part.to(data.device))))
+        network(normalize(to_unit(part.to(data.device))))
     hook.remove()
     return torch.cat(seen)
 

@@ -203,7 +203,7 @@ def circumstances(found: Found) -> str:
         for told in made["report"].problems
     ]
     if any(made.get("handed_over") or made.get("start_handed_over") for made in done):
-        caveats.append("Some states travelled with moments in half precision.")
+        caveats.append("Some states traveled with moments in half precision.")
     made_on = (
         f"{devices}; {trained / 60:,.0f} minutes of training, {judged / 60:,.0f} of judging; {versions}; commit "
         f"{commits}."

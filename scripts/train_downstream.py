@@ -66,13 +66,13 @@ def main(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    def normalised(images: torch.Tensor) -> torch.Tensor:
+    def normalized(images: torch.Tensor) -> torch.Tensor:
         return images.to(accelerator.device).float() / 127.5 - 1
 
     bar, done = tqdm(total=steps, unit="step", disable=not accelerator.is_main_process or None), 0
     while done < steps:
         for batch in loader:
-            loss = F.cross_entropy(model(normalised(batch["image"])), batch["label"].to(accelerator.device))
+            loss = F.cross_entropy(model(normalized(batch["image"])), batch["label"].to(accelerator.device))
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
@@ -86,7 +86,7 @@ def main(
     with torch.no_grad():
         images, labels = test.gather(torch.arange(len(test), device=test.labels.device))
         correct = [
-            (model(normalised(part)).argmax(1) == label).sum()
+            (model(normalized(part)).argmax(1) == label).sum()
             for part, label in zip(images.split(500), labels.split(500), strict=True)
         ]
     accelerator.print(f"{100 * float(sum(correct)) / len(test):.1f} % of {len(test):,} real test images")

@@ -5,11 +5,11 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import nn
 
 from hf_gdd.classifiers.networks import build_network
-from hf_gdd.data.normalization import Normaliser
-from hf_gdd.generators.base import DiffusionSampling, Sampling, StoredSampling
+from hf_gdd.data.normalization import Normalize
 from hf_gdd.generators.diffusion import DiffusionGenerator
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.generators.image_bank import ImageBank
+from hf_gdd.generators.sampling import DiffusionSampling, Sampling, StoredSampling
 from hf_gdd.methods.diffusion_memory.dit import small_transformer
 
 NAMES = ("zebra", "ant", "mole")
@@ -62,7 +62,7 @@ def bank(seed=0, names=NAMES, shape=(1, 8, 8), ipc=12, teacher="convnet1", **rec
     images = torch.randint(0, 256, (len(names), ipc, *shape), generator=draws, dtype=torch.uint8)
     record = {"mean": (0.5,), "std": (0.5,)} | record
     if teacher is not None:
-        record["view"] = Normaliser(record["mean"], record["std"])
+        record["transform"] = Normalize(record["mean"], record["std"])
         teacher = (teacher, build_network(teacher, len(names), shape, seed=seed).state_dict())
     return ImageBank.of(images, teacher=teacher, class_names=names, **record)
 

@@ -14,7 +14,7 @@ PACKAGE = Path(hf_gdd.__file__).parent
 SCRIPTS = PACKAGE.parent / "scripts"
 ROOMS = """
     rng convolution arithmetic augment imagenet networks losses memory metrics report pictures card pixels reading
-    images normalising classifiers cohort pool hub upload generators.base generators.saved generators.model
+    images normalizing classifiers cohort pool hub upload generators.base generators.saved generators.model
     generators.gan generators.dit generators.pipeline generators.diffusion generators.bank generators.auto matching
     faults runs logs progress settings processes teachers training trainers.global_local_config
     trainers.global_local trainers.autoencoder trainers.diffusion_memory_config trainers.diffusion_memory
@@ -79,10 +79,10 @@ def test_the_readers_of_these_tests_see_what_they_should():
     tree = ast.parse(source)
     assert set(imported(tree, "hf_gdd.trainers.x")) == {"hf_gdd.a", "hf_gdd.b.c", "hf_gdd.d.e"}
     assert set(called(tree)) == {"?.normal_", "g.h"}
-    assert room_of("hf_gdd.utils.random.noise") == "hf_gdd.utils.random"
+    assert room_of("hf_gdd.generators.noise.noise") == "hf_gdd.utils.random"
     assert room_of("hf_gdd.Sampling") == "hf_gdd.generators.base"
     assert room_of("torch.nn") is None
-    assert used_rooms("hf_gdd.generators.gan") >= {"hf_gdd.generators.model", "hf_gdd.utils.random"}
+    assert used_rooms("hf_gdd.generators.gan") >= {"hf_gdd.generators.pretrained", "hf_gdd.utils.random"}
 
 
 def test_every_module_has_its_place():
@@ -124,7 +124,7 @@ def test_only_trainers_and_the_noise_itself_draw_normal_numbers():
 
 
 def test_only_generators_use_the_noise_of_images():
-    users = {name for name, tree in TREES.items() if "hf_gdd.utils.random.noise" in set(imported(tree, name))}
+    users = {name for name, tree in TREES.items() if "hf_gdd.generators.noise.noise" in set(imported(tree, name))}
     assert "hf_gdd.generators.gan" in users
     assert all(name.startswith(("hf_gdd.generators.", "hf_gdd.trainers.")) for name in users)
     whole = {

@@ -30,7 +30,7 @@ def report(*results, **changes):
         "train": "digits:train (abc)",
         "test": "digits:test (def)",
         "recipe": {"lr": 0.01, "floor": 0.9},
-        "normalisation": "the real training set",
+        "normalization": "the real training set",
         "device": "CPU",
         "versions": {"torch": "2"},
     }
@@ -110,7 +110,7 @@ def test_merging_joins_the_results_in_order():
         {"train": "other"},
         {"test": "other"},
         {"recipe": {"lr": 0.02, "floor": 0.9}},
-        {"normalisation": "other"},
+        {"normalization": "other"},
         {"device": "GPU"},
         {"versions": {"torch": "3"}},
         {"shared_draws": True},

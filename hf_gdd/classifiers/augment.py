@@ -1,16 +1,18 @@
 """Differentiable augmentation, batched on the device.
 
-Every operation is a pure function `op(x, u)` of images x, float [B, C, H, W] in the normalised range, and
+Every operation is a pure function `op(x, u)` of images x, float [B, C, H, W] in the normalized range, and
 uniform numbers u in [0, 1), float32 [n, k], where n is B (a row an image) or 1 (a row for all). Two calls
 with the same u are siamese augmentation: real and synthetic images share every draw.
 
 Source: DSA (Zhao & Bilen, 2021, arXiv 2102.08259).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,7 @@ def flip(x: Tensor, u: Tensor) -> Tensor:
 
 
 def brightness(x: Tensor, u: Tensor) -> Tensor:
-    """Shift an image by -0.5 to 0.5 normalised units, by u [n, 1]."""
+    """Shift an image by -0.5 to 0.5 normalized units, by u [n, 1]."""
     return x + (_per_image(u, x) - 0.5)
 
 
@@ -63,7 +65,7 @@ def scale(x: Tensor, u: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, u: Tensor) -> Tensor:
-    """Turn an image by -15 to 15 degrees about its centre, by u [n, 1]."""
+    """Turn an image by -15 to 15 degrees about its center, by u [n, 1]."""
     angle = (2 * u[:, 0] - 1) * _ROTATE_LIMIT
     sine, cosine = angle.sin(), angle.cos()
     # Both axes of the grid run from -1 to 1: without the ratio of the sides an oblong image would shear.
@@ -72,7 +74,7 @@ def rotate(x: Tensor, u: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
-    """Blank a box of half the sides of an image, centred by u [n, 2] and clipped at the border."""
+    """Blank a box of half the sides of an image, centered by u [n, 2] and clipped at the border."""
     rows = _boxed(x.shape[2], u[:, 0])
     columns = _boxed(x.shape[3], u[:, 1])
     return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
@@ -96,10 +98,10 @@ def cutmix(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tenso
     return torch.where(box, x[order], x), order, 1 - box.float().mean()
 
 
-def _within_box(side: int, centre: Tensor, share: Tensor) -> Tensor:
+def _within_box(side: int, center: Tensor, share: Tensor) -> Tensor:
     """Which positions along one side lie in a box of this share of it, clipped at the border."""
-    middle, half = (centre * side).long(), (share * side).long() // 2
-    positions = torch.arange(side, device=centre.device)
+    middle, half = (center * side).long(), (share * side).long() // 2
+    positions = torch.arange(side, device=center.device)
     return (positions >= middle - half) & (positions < middle + half)
 
 
@@ -119,7 +121,7 @@ def _moved(side: int, u: Tensor) -> tuple[Tensor, Tensor]:
 def _boxed(side: int, u: Tensor) -> Tensor:
     """Return which positions along one side fall in the box, [n, side]."""
     length = int(_CUTOUT_SHARE * side)
-    # An even box is centred between pixels: one more place than an odd one, so that both borders are alike.
+    # An even box is centered between pixels: one more place than an odd one, so that both borders are alike.
     start = (u * (side + 1 - length % 2)).long() - length // 2
     offset = torch.arange(side, device=u.device) - start[:, None]
     return (offset >= 0) & (offset < length)
@@ -170,7 +172,7 @@ class Augment:
 
     policy: str
     single: bool = False
-    of_unit: ClassVar[bool] = False  # it takes normalised images
+    of_unit: ClassVar[bool] = False  # it takes normalized images
 
     def __post_init__(self) -> None:
         _require_known(self._listed())
@@ -188,7 +190,7 @@ class Augment:
         return uniforms
 
     def __call__(self, x: Tensor, draw: Tensor) -> Tensor:
-        """Augment normalised float images [B, C, H, W] by a draw of 1 or B rows; differentiable in x.
+        """Augment normalized float images [B, C, H, W] by a draw of 1 or B rows; differentiable in x.
 
         Raises:
             ValueError: the draw has neither 1 nor B rows.
@@ -239,3 +241,77 @@ def _apply_one(names: list[str], x: Tensor, draw: Tensor) -> Tensor:
     for index, name in enumerate(names[1:], start=1):
         result = torch.where((choice == index).view(-1, 1, 1, 1), _apply(name, x, draw), result)
     return result
+
+
+_LEAST_AREA, _MOST_OBLONG, _JITTER, _LIGHTING = 0.5, 4 / 3, 0.4, 0.1
+
+
+_GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+# Deviations and directions of the colors of ImageNet's pixels in unit range (Krizhevsky et al., 2012).
+_COLOR_VALUES = (0.2175, 0.0188, 0.0045)
+
+
+_COLOR_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+_ORDERS = tuple(itertools.permutations(range(3)))
+
+
+class ImageNetAugment:
+    """What the public Minimax code trains classifiers with, for whole batches, every image with draws of its own.
+
+    A crop of half to all of the area, 3:4 to 4:3, resized; a mirror image half the time; brightness, contrast and
+    saturation by factors of 0.6 to 1.4, in random order; a shift along the colors' principal axes. Images of one
+    channel keep saturation and colors.
+    """
+
+    of_unit: ClassVar[bool] = True  # it takes images in [0, 1], before they are normalized
+
+    def draw(self, n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """Uniforms in [0, 1), float32 [n, 12], on `device`."""
+        return torch.rand(n, 12, generator=generator, device=device)
+
+    def __call__(self, x: Tensor, draw: Tensor) -> Tensor:
+        """Augment unit-range images [B, C, H, W] by a draw of B rows."""
+        return self._lit(self._jittered(self._cropped(x, draw[:, :5]), draw[:, 5:9]), draw[:, 9:])
+
+    def _cropped(self, x: Tensor, u: Tensor) -> Tensor:
+        area = _LEAST_AREA + (1 - _LEAST_AREA) * u[:, 0]
+        oblong = ((2 * u[:, 1] - 1) * math.log(_MOST_OBLONG)).exp()
+        width, height = (area * oblong).sqrt().clamp(max=1), (area / oblong).sqrt().clamp(max=1)
+        mirror = torch.where(u[:, 4] < 0.5, -1.0, 1.0)
+        zero = torch.zeros_like(width)
+        across = torch.stack([mirror * width, zero, (1 - width) * (2 * u[:, 2] - 1)], dim=1)
+        down = torch.stack([zero, height, (1 - height) * (2 * u[:, 3] - 1)], dim=1)
+        grid = F.affine_grid(torch.stack([across, down], dim=1).to(x.dtype), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+    def _jittered(self, x: Tensor, u: Tensor) -> Tensor:
+        factors = (1 + _JITTER * (2 * u[:, :3] - 1)).to(x.dtype).view(-1, 3, 1, 1, 1)
+        orders = _table(_ORDERS, x.device)[(u[:, 3] * len(_ORDERS)).long()]
+        for turn in range(3):
+            gray = self._grey(x)
+            towards = (torch.zeros_like(x), gray.mean((2, 3), keepdim=True).expand_as(x), gray.expand_as(x))
+            made = [to + factors[:, i] * (x - to) for i, to in enumerate(towards)]
+            which = orders[:, turn].view(-1, 1, 1, 1)
+            x = torch.where(which == 0, made[0], torch.where(which == 1, made[1], made[2]))
+        return x
+
+    def _grey(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            return x.mean(1, keepdim=True)
+        return (x * _table(_GRAY, x.device).view(3, 1, 1)).sum(1, keepdim=True)
+
+    def _lit(self, x: Tensor, u: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            return x
+        amounts = _LIGHTING * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)) * _table(_COLOR_VALUES, u.device)
+        return x + (amounts @ _table(_COLOR_VECTORS, u.device).T).to(x.dtype)[:, :, None, None]
+
+
+@cache
+def _table(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Made once: each copy to a GPU would wait for it."""
+    return torch.tensor(values, device=device)

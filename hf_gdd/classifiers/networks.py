@@ -22,7 +22,7 @@ _Norm = Callable[[int, _Size], nn.Module]
 
 
 def build_network(spec: NetworkSpec, num_classes: int, shape: Shape, seed: int | None = None) -> nn.Module:
-    """Build a freshly initialised classifier in train mode.
+    """Build a freshly initialized classifier in train mode.
 
     Args:
         spec: one of `NETWORK_NAMES`, or a callable `spec(num_classes, shape)` that returns an nn.Module whose
@@ -32,7 +32,7 @@ def build_network(spec: NetworkSpec, num_classes: int, shape: Shape, seed: int |
         seed: the weights then depend on this number alone, and the global random state is left as it was.
 
     Returns:
-        A module that maps normalised float images [B, C, H, W] to (logits [B, K], feature [B, c, h, w]); the
+        A module that maps normalized float images [B, C, H, W] to (logits [B, K], feature [B, c, h, w]); the
         feature is None where a user's module returns logits alone. Named networks take it after the second
         pooling (the first, if a `convnet` has fewer than three blocks) or after the second residual stage.
 
@@ -71,8 +71,8 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def penultimate(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [B, K] of normalised images, and what the network's last linear layer is given for them, [B, D].
+def penultimate_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, K] of normalized images, and what the network's last linear layer is given for them, [B, D].
 
     Raises:
         ValueError: the network has no linear layer.
@@ -105,7 +105,7 @@ class _Classifier(nn.Module):
 
 
 def _instance_norm(channels: int, size: _Size) -> nn.Module:
-    # A lone value normalised by itself is zero whatever the image: a 1x1 map is normalised across channels.
+    # A lone value normalized by itself is zero whatever the image: a 1x1 map is normalized across channels.
     return nn.GroupNorm(1 if size == (1, 1) else channels, channels)
 
 
@@ -126,7 +126,7 @@ def _plain(
     *,
     stages: Sequence[tuple[int, Sequence[int]]],
     pool: type[nn.AvgPool2d] | type[nn.MaxPool2d],
-    normalised: bool,
+    normalized: bool,
 ) -> nn.Module:
     """Stages of convolutions, each given as (kernel side, widths) and closed by a pooling."""
     channels, *sides = shape
@@ -138,7 +138,7 @@ def _plain(
         layers: list[nn.Module] = []
         for width in widths:
             layers.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2 + border))
-            if normalised:
+            if normalized:
                 layers.append(_instance_norm(width, size))
             layers.append(nn.ReLU())
             channels, border = width, 0
@@ -224,7 +224,7 @@ def _pool_resnet(
 
 _BUILDERS: dict[str, Callable[[int, Shape], nn.Module]] = {
     **{
-        f"convnet{depth}": partial(_plain, stages=[(3, [128])] * depth, pool=nn.AvgPool2d, normalised=True)
+        f"convnet{depth}": partial(_plain, stages=[(3, [128])] * depth, pool=nn.AvgPool2d, normalized=True)
         for depth in range(1, 7)
     },
     "resnet10-dd": partial(_pool_resnet, blocks=1, averaged=False),
@@ -235,13 +235,13 @@ _BUILDERS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "resnet18-in": partial(_pool_resnet, width=64, norm=_instance_norm, blocks=2, large=True),
     "resnet18-dc": partial(_resnet, width=64, blocks=2, norm=_instance_norm),
     "alexnet": partial(
-        _plain, stages=[(5, [128]), (5, [192]), (3, [256, 192, 192])], pool=nn.MaxPool2d, normalised=False
+        _plain, stages=[(5, [128]), (5, [192]), (3, [256, 192, 192])], pool=nn.MaxPool2d, normalized=False
     ),
     "vgg11": partial(
         _plain,
         stages=[(3, [64]), (3, [128]), (3, [256, 256]), (3, [512, 512]), (3, [512, 512])],
         pool=nn.MaxPool2d,
-        normalised=True,
+        normalized=True,
     ),
 }
 

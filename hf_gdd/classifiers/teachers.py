@@ -16,13 +16,13 @@ from huggingface_hub.constants import HF_HOME
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_gdd.classifiers.ensemble import Cohort, in_step
-from hf_gdd.classifiers.learner import Learner, Recipe, epochs_of
+from hf_gdd.classifiers.ensemble import ClassifierEnsemble, stack_groups
+from hf_gdd.classifiers.learner import Learner, NonFiniteLossError, iterate_epochs
 from hf_gdd.classifiers.networks import build_network
+from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
-from hf_gdd.data.normalization import View
-from hf_gdd.training.metrics_log import NonFiniteLossError
-from hf_gdd.training.run_folder import load_state, save_state
+from hf_gdd.data.normalization import InputTransform
+from hf_gdd.utils.io import load_state, save_state
 from hf_gdd.utils.random import Random, derive
 
 logger = logging.getLogger("hf_gdd")
@@ -46,7 +46,7 @@ class Teachers:
     """
 
     def __init__(
-        self, network: str, data: ImageTensors, view: View, recipe: Recipe, folder: str | Path | None = None
+        self, network: str, data: ImageTensors, view: InputTransform, recipe: Recipe, folder: str | Path | None = None
     ) -> None:
         self.network, self.data, self.view, self.recipe = network, data, view, recipe
         self.loaded: dict[int, nn.Module] = {}
@@ -71,9 +71,8 @@ class Teachers:
             places: dict[int, list[int]] = {}  # of their training: only those at one place go on in step
             for number, state in begun.items():
                 places.setdefault(state["done"] if state else 0, []).append(number)
-            batch_size = min(self.recipe.batch_size, len(self.data))
             for numbers in places.values():
-                for several in in_step(numbers, self.network, self.data, self.recipe, batch_size):
+                for several in stack_groups(numbers, self.network, self.data.device):
                     self._train({number: begun[number] for number in several}, bar)
         logger.info("Teachers are kept in %s.", self.folder)
 
@@ -109,11 +108,11 @@ class Teachers:
                 learners[-1].load_state_dict(state["learner"])
                 randoms[-1].load_state_dict(state["random"])
                 done = state["done"]
-        cohort, generators = Cohort(learners, stacked=True), [random.device for random in randoms]
+        cohort, generators = ClassifierEnsemble(learners, stacked=True), [random.rng for random in randoms]
         bar.update(done * len(begun))
         saved = time.monotonic()
         while done < steps:
-            epochs = [epochs_of(self.data, self.recipe, generator) for generator in generators]
+            epochs = [iterate_epochs(self.data, self.recipe, generator) for generator in generators]
             for batches in islice(zip(*epochs, strict=True), min(self.recipe.batches(len(self.data)), steps - done)):
                 cohort.step(batches, generators)
                 done += 1

@@ -12,23 +12,25 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
+from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.distilled.builder import load_distilled_dataset, write_parquet
 from hf_gdd.distilled.push import config_name, push_distilled_dataset
 from hf_gdd.evaluation.evaluate import as_images, evaluate
 from hf_gdd.generators.auto import AutoGenerator
-from hf_gdd.generators.base import Generator, changed_sampling, check_image_seed, check_ipc
+from hf_gdd.generators.base import Generator
+from hf_gdd.generators.checks import check_image_seed, check_ipc
+from hf_gdd.generators.sampling import changed_sampling
 from hf_gdd.hub.loading import CONFIG_NAME, PIPELINE_NAME
 from hf_gdd.hub.upload import PushError
 from hf_gdd.methods.diffusion_memory.config import DiffusionMemoryConfig
 from hf_gdd.methods.global_local.config import GlobalLocalConfig
 from hf_gdd.methods.prediction_matching.config import PredictionMatchingConfig
 from hf_gdd.training.config import TrainingConfig
-from hf_gdd.training.distributed import launched, own_device
-from hf_gdd.training.errors import RunFault
-from hf_gdd.training.metrics_log import NonFiniteLossError
+from hf_gdd.training.errors import RunError
 from hf_gdd.training.run_folder import read_run
-from hf_gdd.training.state import Interrupted
+from hf_gdd.training.signals import Interrupted
 from hf_gdd.training.trainer import Trainer
+from hf_gdd.utils.device import launched, own_device
 
 ABOUT = """Distil an image data set into a generator, and a generator into a training set of any size.
 
@@ -92,7 +94,7 @@ class Distill(Generic[Settings]):
         if not trainer.processes.main:
             return
         speed = ", ".join(f"{stage} {rate:,.0f} images/s" for stage, rate in trainer.log.rates().items())
-        print(f"Trained in {trainer.at.seconds:,.0f} s on {trainer.device} ({speed}).")
+        print(f"Trained in {trainer.state.seconds:,.0f} s on {trainer.device} ({speed}).")
         print(f"Generator: {folder / 'generator'}. Pictures: {folder / 'samples'}, {folder / 'losses.png'}.")
 
 
@@ -144,7 +146,7 @@ class Materialize:
         check_image_seed(generator, self.seed)
         for ipc in self.ipc:
             check_ipc(generator, ipc)
-        sampling = changed_sampling(generator, **{name: getattr(self, name) for name in SAMPLING})
+        sampling = changed_sampling(generator.sampling, **{name: getattr(self, name) for name in SAMPLING})
         for ipc in self.ipc:
             data = load_distilled_dataset(generator, ipc=ipc, seed=self.seed, sampling=sampling, num_proc=self.num_proc)
             if launched()[0] > 0:  # what all have made, one writes
@@ -290,7 +292,7 @@ class Evaluate:
             quality=self.quality,
             zca=self.zca,
             shared_draws=self.shared_draws,
-            sampling=changed_sampling(train, **given) if is_generator else None,
+            sampling=changed_sampling(train.sampling, **given) if is_generator else None,
             seed=self.seed,
         )
         print(report.markdown())
@@ -311,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    except (NonFiniteLossError, PushError, RunFault) as error:
+    except (NonFiniteLossError, PushError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
@@ -332,7 +334,7 @@ def _loaded(source: str, revision: str | None = None, classes: Sequence[str] = (
 
 
 def _selected(source: Any, classes: Sequence[str], class_names: Sequence[str]) -> Generator:
-    if not hasattr(source, "select"):
+    if not isinstance(source, Generator):
         raise ValueError("--classes chooses among those of a diffusion generator: leave it out.")
     return source.select(classes, class_names)
 

@@ -30,7 +30,7 @@ _CHUNK = 1024  # images summed or hashed at a time: bounds the extra memory
 
 @dataclass(frozen=True, eq=False)
 class ImageTensors:
-    """A labelled image data set held in memory; make one with `from_dataset`.
+    """A labeled image data set held in memory; make one with `from_dataset`.
 
     Attributes:
         images: uint8 [N,C,H,W], C 1 or 3; on `device`, or in (pinned) host memory if too big for it.
@@ -70,11 +70,11 @@ class ImageTensors:
             split: which split of a `DatasetDict`, folder or Hub data set; "train" by default.
             image_column: the Image column; needed where there are several.
             label_column: the ClassLabel column; needed where there are several.
-            image_size: resize the shorter side to this many pixels (Lanczos) and centre-crop to a square.
+            image_size: resize the shorter side to this many pixels (Lanczos) and center-crop to a square.
             device: where batches are wanted; CUDA if there is one, else the CPU, by default.
             progress: show a bar if decoding takes more than two seconds.
 
-        One colour image makes all images RGB; alpha is dropped. A column `soft_label` as our own sets have it (a list
+        One color image makes all images RGB; alpha is dropped. A column `soft_label` as our own sets have it (a list
         of K float16) is read as well.
 
         Raises:

@@ -24,7 +24,7 @@ _CHUNK = 1024  # rows decoded at a time: bounds the extra memory
 
 
 def open_split(data: Source, split: str | None) -> tuple[Dataset, str, str | list[str] | None]:
-    """Return one split, where it comes from, and its licence if its card names one."""
+    """Return one split, where it comes from, and its license if its card names one."""
     from datasets import Dataset, DatasetDict, load_dataset
 
     name = card = None
@@ -129,12 +129,12 @@ def _find_column(dataset: Dataset, kind: type, option: str, named: str | None, r
 
 
 def read_labels(dataset: Dataset, column: str) -> Tensor:
-    """Return int64 [N]; ValueError if a row is unlabelled."""
+    """Return int64 [N]; ValueError if a row is unlabeled."""
     labels, names = dataset[column][:], dataset.features[column].names
     for row, label in enumerate(labels):
         if label is None or not 0 <= label < len(names):
             raise ValueError(
-                f"Row {row} has label {label}, outside 0..{len(names) - 1}: it is unlabelled or wrong; drop "
+                f"Row {row} has label {label}, outside 0..{len(names) - 1}: it is unlabeled or wrong; drop "
                 "such rows with ds.filter(...), or take another split."
             )
     return torch.tensor(labels)
@@ -153,7 +153,7 @@ def read_soft_labels(dataset: Dataset, num_classes: int) -> Tensor | None:
 
 
 def read_images(dataset: Dataset, column: str, image_size: int | None, progress: bool) -> Tensor:
-    """Decode all rows to uint8 [N,C,H,W], C 3 if any of them is colour."""
+    """Decode all rows to uint8 [N,C,H,W], C 3 if any of them is color."""
     import datasets
 
     decode_example = replace(dataset.features[column], decode=True).decode_example
@@ -196,7 +196,7 @@ def _check_same_size(row: int, array: np.ndarray, pixels: np.ndarray) -> None:
 
 
 def _to_array(row: int, image: Image.Image, image_size: int | None) -> np.ndarray:
-    """Return uint8 [1,H,W] for black-and-white and grey, [3,H,W] for every kind of colour."""
+    """Return uint8 [1,H,W] for black-and-white and gray, [3,H,W] for every kind of color."""
     if image.mode[0] in "IF":  # I, I;16, F and kin
         raise ValueError(
             f"The image of row {row} has 16-bit, 32-bit or float pixels (mode {image.mode!r}), which would "
@@ -207,3 +207,9 @@ def _to_array(row: int, image: Image.Image, image_size: int | None) -> np.ndarra
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def merge_licenses(*values: str | list[str] | None) -> list[str]:
+    """All of them, each once, in order."""
+    lists = [[value] if isinstance(value, str) else value or [] for value in values]
+    return list(dict.fromkeys(item for items in lists for item in items))

@@ -13,21 +13,21 @@ _BATCH = 1024
 
 
 @dataclass(frozen=True)
-class Normaliser:
+class Normalize:
     """Unit-range images [B, C, H, W] to the range classifiers see: per-channel mean 0 and deviation 1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, unit: Tensor) -> Tensor:
-        """Normalise; differentiable."""
+        """Normalize; differentiable."""
         mean, std = (_on_device(values, unit.device, unit.dtype) for values in (self.mean, self.std))
         return (unit - mean) / std
 
-    def inverse(self, normalised: Tensor) -> Tensor:
+    def inverse(self, normalized: Tensor) -> Tensor:
         """Back to unit range, not clamped."""
-        mean, std = (_on_device(values, normalised.device, normalised.dtype) for values in (self.mean, self.std))
-        return normalised * std + mean
+        mean, std = (_on_device(values, normalized.device, normalized.dtype) for values in (self.mean, self.std))
+        return normalized * std + mean
 
 
 @lru_cache(maxsize=64)
@@ -37,10 +37,10 @@ def _on_device(values: tuple[float, ...], device: torch.device, dtype: torch.dty
 
 
 @dataclass(frozen=True, eq=False)
-class Whitener:
+class ZCAWhitening:
     """Unit-range images [B, C, H, W] to images whose pixels are nearly uncorrelated over the real set (ZCA).
 
-    Krizhevsky, 2009, with the regularised square root that the public dataset-distillation codes take from kornia.
+    Krizhevsky, 2009, with the regularized square root that the public dataset-distillation codes take from kornia.
 
     Attributes:
         mean: of every pixel, [D] with D = C * H * W.
@@ -54,7 +54,7 @@ class Whitener:
     back: Tensor
 
     @classmethod
-    def fitted(cls, data: ImageTensors, eps: float = 0.1) -> "Whitener":
+    def fitted(cls, data: ImageTensors, eps: float = 0.1) -> "ZCAWhitening":
         """The whitening of a real training set.
 
         Args:
@@ -66,8 +66,8 @@ class Whitener:
         mean = sum(to_unit(data.gather(part)[0]).flatten(1).double().sum(0) for part in rows) / len(data)
         spread = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
         for part in rows:
-            centred = to_unit(data.gather(part)[0]).flatten(1) - mean.float()
-            spread += centred.T @ centred
+            centered = to_unit(data.gather(part)[0]).flatten(1) - mean.float()
+            spread += centered.T @ centered
         variances, directions = torch.linalg.eigh(spread / max(len(data) - 1, 1))
         roots = (variances.clamp(min=0) + eps).sqrt()
         forward, back = (((directions * scale) @ directions.T).float() for scale in (1 / roots, roots))
@@ -82,15 +82,15 @@ class Whitener:
         return (whitened.flatten(1) @ self.back + self.mean).view(whitened.shape)
 
 
-View = Normaliser | Whitener
+InputTransform = Normalize | ZCAWhitening
 
 
-def view_of(data: ImageTensors, zca: bool) -> View:
+def input_transform(data: ImageTensors, zca: bool) -> InputTransform:
     """The statistics of a real training set, of its pixels together or of its channels."""
-    return _whitener(data) if zca else Normaliser(data.mean, data.std)
+    return _zca_whitening(data) if zca else Normalize(data.mean, data.std)
 
 
 @lru_cache(maxsize=1)
-def _whitener(data: ImageTensors) -> Whitener:
+def _zca_whitening(data: ImageTensors) -> ZCAWhitening:
     """Fitted once for a training and its evaluation: it takes seconds."""
-    return Whitener.fitted(data)
+    return ZCAWhitening.fitted(data)

@@ -17,12 +17,13 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from hf_gdd.data.image_tensors import features
-from hf_gdd.distilled.shards import PART, Making, PartFiles
+from hf_gdd.distilled.shards import PART, ShardStore, ShardWriter
 from hf_gdd.distilled.stream import DEFAULT_BATCH, DistilledStream
 from hf_gdd.generators.auto import AutoGenerator
-from hf_gdd.generators.base import Generator, check_ipc, has_soft_labels
-from hf_gdd.training.distributed import launched, own_device
-from hf_gdd.training.errors import disk_full
+from hf_gdd.generators.base import Generator
+from hf_gdd.generators.checks import check_ipc
+from hf_gdd.utils.device import launched, own_device
+from hf_gdd.utils.io import disk_full
 from hf_gdd.utils.random import check_seed
 
 # Raise it when equal inputs begin to give other pixels: old caches are then left behind.
@@ -31,7 +32,7 @@ PIXEL_VERSION = "1.0.0"
 
 @dataclass
 class DistilledConfig(datasets.BuilderConfig):
-    """Identity of a materialised set, and the means of making it.
+    """Identity of a materialized set, and the means of making it.
 
     Attributes:
         fingerprint: of the generator.
@@ -88,7 +89,7 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
             fingerprint=generator.fingerprint,
             ipc=ipc,
             seed=0 if generator.max_ipc is not None else seed,
-            sampling=repr(sampling),
+            sampling=sampling.cache_key,
             generator=generator,
             batch_size=batch_size,
         )
@@ -96,12 +97,12 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
         self.workers, self.kept = 1, False
 
     @property
-    def making(self) -> Making:
+    def making(self) -> ShardWriter:
         """What makes the set, by as many workers as `download_and_prepare` was told."""
         config = self.config
         size = min(PART, math.ceil(config.generator.num_classes * config.ipc / self.workers))
-        files = PartFiles(self._parts_folder / f"{config.generator.device.type}-torch{torch.__version__}")
-        return Making(
+        files = ShardStore(self._parts_folder / f"{config.generator.device.type}-torch{torch.__version__}")
+        return ShardWriter(
             config.generator,
             config.ipc,
             config.seed,
@@ -177,7 +178,7 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
 
 
 def _features(generator: Generator) -> datasets.Features:
-    return features(generator.class_names, soft=has_soft_labels(generator))
+    return features(generator.class_names, soft=generator.has_soft_labels)
 
 
 def load_distilled_dataset(
@@ -230,7 +231,7 @@ def load_distilled_dataset(
         raise ValueError(f"There is no split {split!r}: a distilled set is 'train', or a part such as 'train[:50%]'.")
     if streaming and (split, num_proc) != ("train", None):
         raise ValueError("A stream is all of 'train', made as it is read: leave out split and num_proc.")
-    if hasattr(generator, "sample"):
+    if isinstance(generator, Generator):
         if (revision, subfolder, token) != (None, None, None):
             raise ValueError("This generator is already loaded: leave out revision, subfolder and token.")
     else:

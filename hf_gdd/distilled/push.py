@@ -1,4 +1,4 @@
-"""Materialised sets as data sets of the Hub, which stock `load_dataset` reads."""
+"""Materialized sets as data sets of the Hub, which stock `load_dataset` reads."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 from huggingface_hub import DatasetCard
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
+from hf_gdd.data.loading import merge_licenses
 from hf_gdd.distilled.builder import load_distilled_dataset
-from hf_gdd.generators.base import Generator, check_image_seed
-from hf_gdd.hub.cards import dataset_text, union
+from hf_gdd.generators.base import Generator
+from hf_gdd.generators.checks import check_image_seed
+from hf_gdd.hub.cards import dataset_card_text
 from hf_gdd.hub.upload import PushError
 
 RECORD = "hf_gdd"  # the key of the card's metadata that tells what made each configuration
@@ -106,12 +108,14 @@ def _describe(repo_id: str, name: str, made: dict[str, Any], generator: Generato
     card = DatasetCard.load(repo_id, token=token)  # datasets has just written one
     data = card.data
     data[RECORD] = dict(sorted((dict(data.get(RECORD) or {}) | {name: made}).items()))
-    licences = union(data.get("license"), generator.license)
-    data["license"] = licences if len(licences) > 1 else next(iter(licences), None)
-    data["task_categories"] = union(data.get("task_categories"), "image-classification")
-    data["annotations_creators"] = union(data.get("annotations_creators"), "machine-generated")
-    data["tags"] = union(data.get("tags"), ["dataset-distillation", "generative-dataset-distillation", "synthetic"])
-    ours = f"{BEGIN}\n{dataset_text(repo_id, data[RECORD])}{END}"
+    licenses = merge_licenses(data.get("license"), generator.license)
+    data["license"] = licenses if len(licenses) > 1 else next(iter(licenses), None)
+    data["task_categories"] = merge_licenses(data.get("task_categories"), "image-classification")
+    data["annotations_creators"] = merge_licenses(data.get("annotations_creators"), "machine-generated")
+    data["tags"] = merge_licenses(
+        data.get("tags"), ["dataset-distillation", "generative-dataset-distillation", "synthetic"]
+    )
+    ours = f"{BEGIN}\n{dataset_card_text(repo_id, data[RECORD])}{END}"
     before, _, rest = card.text.partition(BEGIN)
     text = f"{before.strip()}\n\n{ours}{rest.partition(END)[2]}".lstrip()
     card = DatasetCard(f"---\n{data}\n---\n\n{text.rstrip()}\n")

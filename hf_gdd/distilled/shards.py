@@ -19,14 +19,14 @@ from torch import Tensor
 
 from hf_gdd.data.pixels import encode_png
 from hf_gdd.generators.base import Generator
-from hf_gdd.training.errors import disk_full
+from hf_gdd.utils.io import disk_full
 
 PART, PIECE = 512, 64  # at most so many images in a part, and in what one thread encodes at a time
 MAX_THREADS = 8  # Pillow holds Python's lock for about half of the time of a small image
 _DIGEST = hashlib.sha256().digest_size
 
 
-class PartFiles:
+class ShardStore:
     """Finished parts of one set, each in a file that is there whole or not at all.
 
     Several processes may share the folder: whoever makes a part, its content is the same.
@@ -90,7 +90,7 @@ class PartFiles:
 
 
 @dataclass(frozen=True)
-class Making:
+class ShardWriter:
     """How one set is made: `ipc` images of every class, class after class, in the order of their index.
 
     Attributes:
@@ -112,7 +112,7 @@ class Making:
     batch_size: int
     part_size: int
     schema: pa.Schema
-    files: PartFiles | None = None
+    files: ShardStore | None = None
 
     @property
     def parts(self) -> list[range]:

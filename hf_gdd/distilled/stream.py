@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from hf_gdd.generators.base import Generator, check_ipc
+from hf_gdd.generators.base import Generator
+from hf_gdd.generators.checks import check_ipc
 from hf_gdd.utils.random import check_seed, derive
 
 DEFAULT_BATCH, MAX_WORKERS = 512, 1024
@@ -19,7 +20,7 @@ DEFAULT_BATCH, MAX_WORKERS = 512, 1024
 class DistilledStream(IterableDataset):
     """Fresh images every epoch, made on the generator's device.
 
-    Epoch e holds the images e * ipc ... (e + 1) * ipc - 1 of every class, shuffled; epoch 0 is the materialised set.
+    Epoch e holds the images e * ipc ... (e + 1) * ipc - 1 of every class, shuffled; epoch 0 is the materialized set.
     Each pass over the stream is the next epoch. Where it stands is (epoch, position), so it resumes exactly.
 
     It makes whole batches: give it to a `DataLoader` with `batch_size=None`, or none. Worker processes divide the
@@ -49,7 +50,7 @@ class DistilledStream(IterableDataset):
         check_ipc(generator, ipc)
         check_seed(seed)
         if generator.max_ipc is not None:
-            raise ValueError(f"This generator holds {generator.max_ipc} images per class, no stream: materialise it.")
+            raise ValueError(f"This generator holds {generator.max_ipc} images per class, no stream: materialize it.")
         self.batch_size = DEFAULT_BATCH if batch_size is None else batch_size
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be positive.")

@@ -8,13 +8,15 @@ import torch
 from datasets import DatasetDict
 from torch import Tensor
 
-from hf_gdd.classifiers.learner import Recipe, find_recipe
 from hf_gdd.classifiers.networks import NetworkSpec
+from hf_gdd.classifiers.recipes import Recipe, find_recipe
 from hf_gdd.data.image_tensors import ImageTensors
-from hf_gdd.data.normalization import Normaliser, View, view_of
-from hf_gdd.evaluation.evaluator import Judge, pool_size
-from hf_gdd.evaluation.image_quality import critics
-from hf_gdd.generators.base import Generator, check_ipc, has_soft_labels
+from hf_gdd.data.normalization import InputTransform, Normalize, input_transform
+from hf_gdd.evaluation.evaluator import Evaluator
+from hf_gdd.evaluation.image_quality import feature_evaluator
+from hf_gdd.evaluation.protocols import pool_size
+from hf_gdd.generators.base import Generator
+from hf_gdd.generators.checks import check_ipc
 from hf_gdd.report import SOFT, Report
 from hf_gdd.utils.random import check_seed
 
@@ -47,7 +49,7 @@ def evaluate(
     Args:
         train: a generator, or a data set (anything `ImageTensors.from_dataset` takes).
         test: the real test set.
-        real: the real training set, for the normalisation and the baselines: random subsets of equal IPC, another one
+        real: the real training set, for the normalization and the baselines: random subsets of equal IPC, another one
             for each network, and the full data. Without it the report says that the baselines are missing.
         ipc: images per class, one or several; needed for a generator, unless it holds a limited number.
         protocol: one or several; `fixed`, and `soft` where there are soft labels, if None.
@@ -79,7 +81,7 @@ def evaluate(
         ValueError: an argument that would make the result wrong, or fail later.
 
     """
-    generator = train if hasattr(train, "sample") else None
+    generator = train if isinstance(train, Generator) else None
     ipcs = _several(ipc if ipc is not None else getattr(generator, "max_ipc", None))
     check_seed(seed)
     if not _several(networks):
@@ -88,7 +90,7 @@ def evaluate(
     test = as_images(test, "test", device)
     real = None if real is None else as_images(real, "train", device)
     own = as_images(train, "train", device) if generator is None else None
-    soft = has_soft_labels(generator) if own is None else own.soft_labels is not None
+    soft = generator.has_soft_labels if own is None else own.soft_labels is not None
     protocols = ("fixed", SOFT)[: 1 + soft] if protocol is None else _several(protocol)
     protocols = tuple(dict.fromkeys(("fixed", *protocols))) if SOFT in protocols else protocols
     _check_request(generator, ipcs, protocols, soft)
@@ -103,14 +105,14 @@ def evaluate(
         for size in ipcs:
             real.require_ipc(size)
     view, origin = _view(generator, own, real, _zca(generator) if zca is None else zca)
-    judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
+    judge = Evaluator(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
 
     results, scores, made = [], [], None
     sampling = None if generator is None else sampling or generator.sampling
     if pools := [pool_size(how) for how in protocols if pool_size(how)] + [1] * quality if generator else []:
-        made = judge.materialise(generator, max(ipcs) * max(pools), sampling)
+        made = judge.materialize(generator, max(ipcs) * max(pools), sampling)
     if quality:
-        seen_by = critics(judge, real)
+        seen_by = feature_evaluator(judge, real)
         scores += seen_by.references(ipcs)
         if generator is None:
             scores.append(seen_by.judged(own, name=name or "dataset", ipc=ipcs[0]))
@@ -125,7 +127,7 @@ def evaluate(
                 stored = own.stored_bytes if how == SOFT else own.images.nbytes
                 results += judge.fixed(lambda i: own, len(own), stored, **row)
     if real is not None and with_baselines:
-        results += judge.baselines(real, ipcs, _labeller(generator, real) if SOFT in protocols else None)
+        results += judge.baselines(real, ipcs, _labeler(generator, real) if SOFT in protocols else None)
     return judge.report(results, _origin(generator, own, real), origin, scores)
 
 
@@ -155,11 +157,11 @@ def baselines(
     for ipc in ipcs:
         real.require_ipc(ipc)
     check_seed(seed)
-    if bank is not None and not has_soft_labels(bank):
+    if bank is not None and not bank.has_soft_labels:
         raise ValueError("This bank has hard labels alone: leave it out.")
     view, origin = _view(bank, None, real, _zca(bank))
-    judge = Judge(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
-    rows = judge.baselines(real, ipcs, _labeller(bank, real), full_data)
+    judge = Evaluator(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
+    rows = judge.baselines(real, ipcs, _labeler(bank, real), full_data)
     return judge.report(rows, _origin(None, None, real), origin)
 
 
@@ -194,21 +196,21 @@ def _ipc_of(data: ImageTensors, asked: tuple[int, ...], exact: bool) -> int:
     return len(data) // data.num_classes
 
 
-def _labeller(bank: Generator | None, real: ImageTensors) -> Callable[[Tensor], Tensor] | None:
+def _labeler(bank: Generator | None, real: ImageTensors) -> Callable[[Tensor], Tensor] | None:
     """What a bank's teacher, which sees images as it was trained to, says of any images; None if none came along."""
-    if not hasattr(bank, "label"):
+    if bank is None or not bank.has_soft_labels:
         return None
-    view = view_of(real, _zca(bank))
-    return lambda images: bank.label(images, view)
+    transform = input_transform(real, bank.zca)
+    return lambda images: bank.label_images(images, transform)
 
 
 def _zca(generator: Generator | None) -> bool:
-    return getattr(generator, "zca", False)  # which banks alone have
+    return generator is not None and generator.zca
 
 
 def _view(
     generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None, zca: bool
-) -> tuple[View, str]:
+) -> tuple[InputTransform, str]:
     """The real set's statistics where there is one, else those the generator carries, else the set's own.
 
     Raises:
@@ -218,10 +220,10 @@ def _view(
     if zca and real is None:
         raise ValueError("Networks are to see images whitened over the real training set: pass real=, or zca=False.")
     if real is not None:
-        return view_of(real, zca), "the real training set" + (", whitened (ZCA)" if zca else "")
+        return input_transform(real, zca), "the real training set" + (", whitened (ZCA)" if zca else "")
     if generator is not None:
-        return Normaliser(tuple(generator.mean), tuple(generator.std)), "the generator's record of its training set"
-    return Normaliser(own.mean, own.std), "the evaluated set itself"
+        return Normalize(tuple(generator.mean), tuple(generator.std)), "the generator's record of its training set"
+    return Normalize(own.mean, own.std), "the evaluated set itself"
 
 
 def _origin(generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None) -> str:

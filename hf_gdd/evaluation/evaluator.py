@@ -3,7 +3,6 @@
 import json
 import math
 import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,45 +13,29 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_gdd.classifiers.ensemble import Cohort, stacking_pays
-from hf_gdd.classifiers.learner import Learner, Recipe, accuracy, epochs_of
+from hf_gdd.classifiers.ensemble import ClassifierEnsemble, can_stack, stack_groups
+from hf_gdd.classifiers.learner import Learner, accuracy, iterate_epochs
 from hf_gdd.classifiers.networks import NetworkSpec, build_network, network_name
+from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
-from hf_gdd.data.normalization import View
+from hf_gdd.data.normalization import InputTransform
 from hf_gdd.distilled.stream import DistilledStream
+from hf_gdd.evaluation.protocols import LOOKS, pool_size
 from hf_gdd.generators.base import Generator
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, SOFT, Quality, Report, Result
 from hf_gdd.utils.device import keep_freed_memory
 from hf_gdd.utils.random import Random
 
-# How often each protocol looks at the test set. The public DiM code keeps the best of five looks; we look once.
-LOOKS = {"fixed": 1, SOFT: 1, "dynamic": 1, "dynamic-best5-test": 5}
-POOL = re.compile(r"dynamic-pool-([1-9]\d{0,4})")
-
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-def pool_size(protocol: str) -> int | None:
-    """Epochs of images that a protocol materialises: m for `dynamic-pool-m`, 1 for fixed sets; None makes them afresh.
-
-    Raises:
-        ValueError: there is no such protocol.
-
-    """
-    if found := POOL.fullmatch(protocol):
-        return int(found[1])
-    if protocol not in LOOKS:
-        raise ValueError(f"Unknown protocol {protocol!r}; choose one of {', '.join(LOOKS)}, or dynamic-pool-5, say.")
-    return 1 if protocol in ("fixed", SOFT) else None
-
-
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """The circumstances under which every set of one report is judged alike.
 
     Attributes:
         test: the real test images.
-        normalise: what every network sees images through.
+        normalize: what every network sees images through.
         networks: architectures.
         n: networks of each.
         recipe: of their training.
@@ -63,7 +46,7 @@ class Judge:
     """
 
     test: ImageTensors
-    normalise: View
+    normalize: InputTransform
     networks: tuple[NetworkSpec, ...]
     n: int
     recipe: Recipe
@@ -97,14 +80,14 @@ class Judge:
 
         With `apart`, each has images of its own even where draws are shared.
         """
-        recipe = self.recipe.at(ipc, self.test.num_classes)
+        recipe = self.recipe.for_ipc(ipc, self.test.num_classes)
         steps, looks, results = recipe.steps(images), LOOKS.get(protocol, 1), []
         epochs = min(pool_size(protocol) or math.inf, steps / recipe.batches(images))
         for spec in self.networks:
             started, accuracies = time.perf_counter(), [0.0] * self.n
             label = f"{name} {protocol} {f'IPC {ipc}' if ipc else ''} {network_name(spec)}"
             for i, network in self.trained(spec, recipe, batches, images, label, looks, apart):
-                accuracies[i] = max(accuracies[i], accuracy(network, self.test, self.normalise))
+                accuracies[i] = max(accuracies[i], accuracy(network, self.test, self.normalize))
             result = Result(
                 name=name,
                 protocol=protocol,
@@ -139,24 +122,23 @@ class Judge:
         are looked at before any goes on.
         """
         steps, test, numbers = recipe.steps(images), self.test, range(self.n)
-        told = (test.num_classes, test.shape, test.device, recipe, min(images, recipe.batch_size))
-        stacked, one_stream = stacking_pays(self.n, spec, *told), self.shared_draws and not apart
+        stacked, one_stream = can_stack(spec, test.device), self.shared_draws and not apart
         hidden = {} if self.progress else {"disable": True}
         with tqdm(total=self.n * steps, desc=label, unit="step", dynamic_ncols=True, **hidden) as bar:
-            for members in [numbers] if stacked or one_stream else [[i] for i in numbers]:
-                cohort = Cohort([self._learner(spec, recipe, steps, i) for i in members], stacked)
+            for members in [numbers] if one_stream else stack_groups(numbers, spec, test.device):
+                cohort = ClassifierEnsemble([self._learner(spec, recipe, steps, i) for i in members], stacked)
                 streams = members[:1] if one_stream else members
                 randoms = [Random(self.seed + (0 if self.shared_draws else i), test.device) for i in streams]
                 rows = [iter(batches(i, random)) for i, random in zip(streams, randoms, strict=True)]
                 rows[0] = _counted(rows[0], bar, len(members))
                 for look in range(looks):
                     share = steps * (look + 1) // looks - steps * look // looks
-                    cohort.fit(rows, share, [random.device for random in randoms])
+                    cohort.fit(rows, share, [random.rng for random in randoms])
                     yield from zip(members, (learner.network for learner in cohort.learners), strict=True)
 
     def _learner(self, spec: NetworkSpec, recipe: Recipe, steps: int, i: int) -> Learner:
         network = build_network(spec, self.test.num_classes, self.test.shape, seed=self.seed + i)
-        return Learner(network.to(self.test.device), self.normalise, recipe, steps)
+        return Learner(network.to(self.test.device), self.normalize, recipe, steps)
 
     def fixed(
         self,
@@ -169,18 +151,18 @@ class Judge:
         soft = row["protocol"] == SOFT
 
         def batches(i: int, random: Random) -> Batches:
-            return epochs_of(data(i), self.recipe, random.device, soft)
+            return iterate_epochs(data(i), self.recipe, random.rng, soft)
 
         return self.train(batches, images, stored_bytes, **row)
 
-    def materialise(self, generator: Generator, per_class: int, sampling: Any) -> Tensor:
+    def materialize(self, generator: Generator, per_class: int, sampling: Any) -> Tensor:
         """The first images of every class, uint8 [K, per_class, C, H, W], to be cut into sets of any size."""
         labels = torch.arange(generator.num_classes).repeat_interleave(per_class)
         indices = torch.arange(per_class).repeat(generator.num_classes)
         made = generator.sample(labels, indices, self.seed, sampling).to(self.test.device)
         return made.view(generator.num_classes, per_class, *generator.image_shape)
 
-    def images_of(self, made: Tensor, logits: Tensor | None = None, source: str = "materialised") -> ImageTensors:
+    def images_of(self, made: Tensor, logits: Tensor | None = None, source: str = "materialized") -> ImageTensors:
         """Images [K, n, C, H, W] as a data set, class after class, with logits [K * n, K] if there are any."""
         place = self.test.device
         labels = torch.arange(len(made), device=place).repeat_interleave(made.shape[1])
@@ -204,7 +186,7 @@ class Judge:
                 logits = generator.soft_labels(labels, torch.arange(ipc).repeat(generator.num_classes))
             sets = [self.images_of(part, logits) for part in parts]
             return self.fixed(lambda i: sets, images, sum(each.stored_bytes for each in sets), **row)
-        size, steps = self.recipe.batch_size, self.recipe.at(ipc, generator.num_classes).steps(images)
+        size, steps = self.recipe.batch_size, self.recipe.for_ipc(ipc, generator.num_classes).steps(images)
 
         def batches(i: int, random: Random) -> Batches:
             for fresh in DistilledStream(generator, ipc, self.seed + i, size, sampling).batches(steps):
@@ -238,7 +220,7 @@ class Judge:
         row = {"name": FULL_DATA, "protocol": "fixed", "ipc": None}
         return results + self.fixed(lambda i: real, len(real), len(real) * image, **row)
 
-    def report(self, results: list[Result], train: str, normalisation: str, quality: Iterable[Quality] = ()) -> Report:
+    def report(self, results: list[Result], train: str, normalization: str, quality: Iterable[Quality] = ()) -> Report:
         """Results with these circumstances."""
         device = self.test.device
         cpu = f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
@@ -248,7 +230,7 @@ class Judge:
             train=train,
             test=f"{self.test.source} ({self.test.fingerprint[:12]})",
             recipe=json.loads(json.dumps(asdict(self.recipe))),  # as it is read back
-            normalisation=normalisation,
+            normalization=normalization,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
             versions={name: version(name) for name in ("hf_gdd", "torch", "datasets")},
             shared_draws=self.shared_draws,

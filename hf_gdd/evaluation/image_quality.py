@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gdd.classifiers.learner import epochs_of
-from hf_gdd.classifiers.networks import network_name, penultimate
+from hf_gdd.classifiers.learner import iterate_epochs
+from hf_gdd.classifiers.networks import network_name, penultimate_features
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.pixels import to_unit
-from hf_gdd.evaluation.evaluator import Judge, provenance
+from hf_gdd.evaluation.evaluator import Evaluator, provenance
 from hf_gdd.evaluation.metrics import class_diversity, coverage_scores, frechet_distance
 from hf_gdd.generators.base import Generator
 from hf_gdd.report import RANDOM_REAL, Quality
@@ -21,12 +21,12 @@ _BATCH = 500
 
 
 @lru_cache(maxsize=1)
-def critics(judge: Judge, real: ImageTensors) -> "Critics":
+def feature_evaluator(judge: Evaluator, real: ImageTensors) -> "FeatureEvaluator":
     """The critics of this judge, who serve for any number of generators one after the other."""
-    return Critics(judge, real)
+    return FeatureEvaluator(judge, real)
 
 
-class Critics:
+class FeatureEvaluator:
     """`n` networks of a judge's first architecture, trained on all real images; the test images are their reference.
 
     Args:
@@ -35,17 +35,17 @@ class Critics:
 
     """
 
-    def __init__(self, judge: Judge, real: ImageTensors) -> None:
+    def __init__(self, judge: Evaluator, real: ImageTensors) -> None:
         self.judge, self.real, self.spec = judge, real, judge.networks[0]
         self.networks = self._trained()
         self.reference = self._features(judge.test.images)
 
     def _trained(self) -> list[torch.nn.Module]:
         """As for the row of full data."""
-        recipe = self.judge.recipe.at(None, self.real.num_classes)
+        recipe = self.judge.recipe.for_ipc(None, self.real.num_classes)
         label = f"networks that judge images, {network_name(self.spec)}"
         trained = self.judge.trained(
-            self.spec, recipe, lambda i, random: epochs_of(self.real, recipe, random.device), len(self.real), label
+            self.spec, recipe, lambda i, random: iterate_epochs(self.real, recipe, random.rng), len(self.real), label
         )
         return [network.eval() for _, network in trained]
 
@@ -55,9 +55,9 @@ class Critics:
         with torch.no_grad():
             for network in self.networks:
                 batches = (
-                    self.judge.normalise(to_unit(part.to(self.judge.test.device))) for part in images.split(_BATCH)
+                    self.judge.normalize(to_unit(part.to(self.judge.test.device))) for part in images.split(_BATCH)
                 )
-                logits, features = zip(*(penultimate(network, batch) for batch in batches), strict=True)
+                logits, features = zip(*(penultimate_features(network, batch) for batch in batches), strict=True)
                 found.append((torch.cat(logits).argmax(1), torch.cat(features).float()))
         return found
 
@@ -95,8 +95,7 @@ class Critics:
         """The first images of each class, and what an autoencoder leaves of the test images if there is one."""
         row, test = provenance(generator, sampling), self.judge.test
         found = [self.judged(self.judge.images_of(made[:, :ipc]), name=name, ipc=ipc, **row) for ipc in ipcs]
-        if hasattr(generator, "reconstruct"):
-            restored = generator.reconstruct(test.images).to(test.device)
-            data = ImageTensors(restored, test.labels, test.class_names, RECONSTRUCTION, test.device)
+        if (restored := generator.reconstruct(test.images)) is not None:
+            data = ImageTensors(restored.to(test.device), test.labels, test.class_names, RECONSTRUCTION, test.device)
             found.append(self.judged(data, name=RECONSTRUCTION, ipc=None, compare=False, **row))
         return found

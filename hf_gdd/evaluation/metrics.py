@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEIGHBOURS = 5  # as in the papers
+NEIGHBORS = 5  # as in the papers
 _ROWS = 1024  # distances computed at a time: bounds the memory
 
 
-def coverage_scores(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> dict[str, float]:
-    """Precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020), by k neighbours.
+def coverage_scores(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020), by k neighbors.
 
-    Every image has a ball that reaches its k-th nearest neighbour in its own set. `precision`: share of the generated
+    Every image has a ball that reaches its k-th nearest neighbor in its own set. `precision`: share of the generated
     images in some real ball; `recall`: share of the real ones in some generated ball; `density`: in how many real balls
     a generated image lies, over k, on average; `coverage`: share of the real balls that hold a generated image.
 
@@ -23,7 +23,7 @@ def coverage_scores(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> dict[str
 
     """
     if min(len(real), len(fake)) < 2:
-        raise ValueError("A single image has no neighbours: pass at least two real and two generated ones.")
+        raise ValueError("A single image has no neighbors: pass at least two real and two generated ones.")
     in_real_ball, in_fake_ball, balls = [], [], torch.zeros(len(real), device=real.device)
     real_radius, fake_radius = _radii(real, k), _radii(fake, k)
     hits = torch.zeros((), device=real.device)

@@ -33,7 +33,7 @@ class AutoGenerator:
         device: str | torch.device | None = None,
         **place: Any,
     ) -> Generator:
-        """Load from a local folder or a Hub repo; the arguments are those of `SavedGenerator.from_pretrained`.
+        """Load from a local folder or a Hub repo; the arguments are those of `PretrainedGenerator.from_pretrained`.
 
         A stock `DiTPipeline` repo is loaded as a `DiffusionGenerator` of all its classes.
 

@@ -1,225 +1,209 @@
-"""What every generator promises."""
+"""Base of every generator: what it promises, and what a kind of generator may add."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from hf_gdd.data.normalization import InputTransform
+from hf_gdd.data.pixels import tanh_to_uint8
+from hf_gdd.generators.checks import check_request
 from hf_gdd.report import Report
-from hf_gdd.utils.random import check_seed
+from hf_gdd.utils.device import keep_freed_memory
+from hf_gdd.utils.plotting import image_grid
 
-MAX_IMAGES = 100_000_000
-# `ddpm` are ancestral steps, as in the papers; the others draw no noise but the first, and need fewer steps.
-SCHEDULERS = ("ddim", "ddpm", "dpm++")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Images are always made this many at a time, padded if need be: kernels round differently for other batch sizes.
+TILE = {"cpu": 64}
+DEFAULT_TILE = 512
+GRID_COLUMNS, GRID_ROWS = 10, 100
 
 
-class Generator(Protocol):
+class Generator:
     """An image for every (label, index, seed), the same in any batch, shard or process on one device type.
 
+    A kind of generator implements `make` and the properties of its record; `PretrainedGenerator` adds saving, loading
+    and pushing. Optional abilities (`select`, `reconstruct`, `soft_labels`, `label_images`) have defaults that say no.
+
     Attributes:
-        class_names: in the order of the labels.
-        image_shape: (C, H, W).
-        mean: of the real training images in unit range, per channel.
-        std: of the real training images in unit range, per channel.
         max_ipc: images per class it can make; None for no limit.
-        sampling: what changes pixels besides the weights; part of every identity.
-        report: the evidence of what it is worth, if it was evaluated.
-        method: the training method's name.
-        seed: of the training, if known.
-        origin: repo and commit it was loaded from, `me/generator@<sha>`, if it was.
-        license: of the training data, as its card names it.
+        sampling: settings that change pixels beside the weights; part of every identity.
+        report: accuracies measured with it, if it was evaluated.
+        origin: repo and commit it was loaded from, `me/generator@<sha>`, or None.
+
+    Example:
+        labels, indices = torch.tensor([0, 0, 7]), torch.tensor([0, 1, 0])
+        images = generator.sample(labels, indices)  # uint8 [3, C, H, W]
 
     """
 
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    max_ipc: int | None
+    config: Mapping[str, Any]
+    device: torch.device
+    max_ipc: int | None = None
     sampling: Any
-    report: Report | None
-    method: str
-    seed: int | None
-    origin: str | None
-    license: str | list[str] | None
+    report: Report | None = None
+    origin: str | None = None
+
+    # The record: what is known of the classes and the training.
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+        return tuple(self.config.class_names)
 
     @property
     def num_classes(self) -> int:
-        """The number of classes."""
+        """Number of classes, K."""
+        return len(self.config.class_names)
 
     @property
-    def device(self) -> torch.device:
-        """Where images are made."""
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (C, H, W)."""
+        return tuple(self.config.image_shape)
 
     @property
-    def fingerprint(self) -> str:
-        """The sha256 of everything that decides pixels, but for seed and sampling."""
+    def mean(self) -> tuple[float, ...]:
+        """Per-channel mean of the real training images, in [0, 1]."""
+        return tuple(self.config.mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per-channel standard deviation of the real training images, for pixels in [0, 1]."""
+        return tuple(self.config.std)
+
+    @property
+    def method(self) -> str:
+        """Name of the training method."""
+        return (self.config.training or {}).get("method", "untrained")
+
+    @property
+    def seed(self) -> int | None:
+        """Training seed, if known."""
+        return (self.config.training or {}).get("seed")
+
+    @property
+    def license(self) -> str | list[str] | None:
+        """License of the training data, as its card names it."""
+        return (self.config.training or {}).get("license")
+
+    # Images.
+
+    @property
+    def tile(self) -> int:
+        """Number of images made at a time, fixed for a device type."""
+        return TILE.get(self.device.type, DEFAULT_TILE)
+
+    def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: Any) -> Tensor:
+        """Make images in [-1, 1], one for each entry; each may depend on its own entry alone."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
+        """Make images, pixel for pixel the same in any batch on one device type and version.
+
+        Args:
+            labels: int64 [B].
+            indices: int64 [B], the number of each image within its class.
+            seed: another seed gives another image for every (label, index).
+            sampling: overrides `self.sampling`.
+
+        Returns:
+            uint8 [B, C, H, W] on the generator's device.
+
+        Raises:
+            ValueError: a label or an index is out of range, or `sampling` is another kind of generator's.
+
+        """
+        check_request(self, labels, indices)
+        sampling = self.sampling if sampling is None else sampling
+        if type(sampling) is not type(self.sampling):
+            raise ValueError(f"This generator is sampled by a {type(self.sampling).__name__}, not {sampling!r}.")
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        size = self.tile
+        pad = (0, -len(labels) % size)
+        # Waiting here for a GPU would be waiting for the images it was asked for before these.
+        padded = (F.pad(x, pad).to(self.device, non_blocking=True) for x in (labels, indices))
+        tiles = list(zip(*(x.split(size) for x in padded), strict=True))
+        bar = tqdm(tiles, desc="sampling", unit="img", unit_scale=size, delay=2, leave=False, dynamic_ncols=True)
+        images = [tanh_to_uint8(self.make(*tile, seed, sampling)) for tile in bar]
+        empty = torch.empty(0, *self.image_shape, dtype=torch.uint8, device=self.device)
+        return torch.cat([empty, *images])[: len(labels)]
+
+    def grid(self, seed: int = 0) -> "Image":
+        """Return a picture of the first images of each of the first 100 classes, one row a class."""
+        rows, columns = min(self.num_classes, GRID_ROWS), min(GRID_COLUMNS, self.max_ipc or GRID_COLUMNS)
+        labels = torch.arange(rows).repeat_interleave(columns)
+        indices = torch.arange(columns).repeat(rows)
+        return image_grid(self.sample(labels, indices, seed), columns, self.class_names[:rows])
+
+    # Identity.
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Every tensor that decides pixels, by name."""
+        raise NotImplementedError
 
     @property
     def stored_bytes(self) -> int:
-        """The size of the weights."""
+        """Size of the weights and buffers."""
+        return sum(tensor.nbytes for tensor in self.weights.values())
 
-    def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
-        """Images uint8 [B, C, H, W] of int64 labels [B] and indices [B]."""
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of everything that decides pixels, except seed and sampling."""
+        raise NotImplementedError
+
+    # Optional abilities.
+
+    @property
+    def has_soft_labels(self) -> bool:
+        """True if a teacher's logits come with the images."""
+        return False
+
+    @property
+    def zca(self) -> bool:
+        """True if the teacher sees whitened images, as its students then should."""
+        return False
 
     def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:
-        """Class scores float16 [B, K] stored with the images, or None if labels are hard."""
+        """Return a teacher's logits of these images, float16 [B, K]; None if labels are hard."""
+        return None
 
-    def grid(self, seed: int = 0) -> Any:
-        """A PIL picture of the first images of every class, a class a row."""
+    def label_images(self, images: Tensor, transform: InputTransform) -> Tensor:
+        """Return the teacher's logits of any images uint8 [N, C, H, W], float16 [N, K].
+
+        Args:
+            images: on any device, where the logits are put too.
+            transform: input transform of the teacher.
+
+        Raises:
+            ValueError: the generator has no teacher.
+
+        """
+        raise ValueError("This generator has hard labels only: no teacher comes with it.")
+
+    def select(self, classes: Sequence[str], class_names: Sequence[str] | None = None) -> "Generator":
+        """Return the same model for some of its classes only, in this order.
+
+        Raises:
+            ValueError: this kind of generator has no more classes than those of its data set.
+
+        """
+        raise ValueError("Classes can only be chosen from those of a diffusion generator: leave classes out.")
+
+    def reconstruct(self, images: Tensor) -> Tensor | None:
+        """Return images uint8 [B, C, H, W] as the generator's autoencoder restores them; None if it has none."""
+        return None
+
+    # Storage.
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write the folder that `from_pretrained` loads and that would be pushed."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What changes the pixels of a one-shot generator.
-
-    Attributes:
-        truncation: factor on the noise; under 1 trades variety for typical images.
-
-    """
-
-    truncation: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.truncation <= 2:
-            raise ValueError(f"truncation is {self.truncation}; it must lie in [0, 2], 1 for the trained distribution.")
-
-    def identity(self) -> dict[str, Any]:
-        """The fields as primitives, for cache keys and cards."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class DiffusionSampling:
-    """What changes the pixels of a diffusion generator.
-
-    Attributes:
-        guidance: weight of the condition against no condition (Ho & Salimans, 2022); 1 is the model itself. All latent
-            channels are guided, as in diffusers; the public DiT code guides three of four.
-        steps: of denoising.
-        scheduler: `ddim`, `ddpm` (ancestral, with the learned variance if the model has one) or `dpm++`.
-
-    """
-
-    guidance: float = 4.0
-    steps: int = 50
-    scheduler: str = "ddim"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.guidance <= 100:
-            raise ValueError(f"guidance is {self.guidance}; it must lie in [1, 100], 1 for none.")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps is {self.steps!r}; it must be a whole number in 1..1000.")
-        if self.scheduler not in SCHEDULERS:
-            raise ValueError(f"Unknown scheduler {self.scheduler!r}; choose one of {', '.join(SCHEDULERS)}.")
-
-    def identity(self) -> dict[str, Any]:
-        """The fields as primitives, for cache keys and cards."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class StoredSampling:
-    """What changes the pixels of stored images: nothing."""
-
-    def identity(self) -> dict[str, Any]:
-        """No fields."""
-        return {}
-
-
-def has_soft_labels(generator: Generator) -> bool:
-    """Whether soft labels are stored with its images."""
-    first = torch.zeros(1, dtype=torch.int64)
-    return generator.soft_labels(first, first) is not None
-
-
-def check_image_seed(generator: Generator, seed: int) -> None:
-    """Refuse another seed than 0 where images are stored: they would be the same ones under another name.
-
-    Raises:
-        ValueError: it is another, or lies outside [0, 2**63).
-
-    """
-    check_seed(seed)
-    if seed and generator.max_ipc is not None:
-        raise ValueError(f"seed is {seed}, but the images of this generator are stored: no seed makes others.")
-
-
-def changed_sampling(generator: Generator, **fields: Any) -> Any:
-    """The generator's own sampling with some fields replaced; None if none are given.
-
-    Raises:
-        ValueError: this kind of generator has no such field, or a value is out of range.
-
-    """
-    fields = {name: value for name, value in fields.items() if value is not None}
-    known = generator.sampling.identity()
-    if unknown := sorted(fields.keys() - known.keys()):
-        there = f"but {', '.join(known)}" if known else "for its images are stored"
-        raise ValueError(f"This generator's sampling has no {', '.join(unknown)}, {there}.")
-    return replace(generator.sampling, **fields) if fields else None
-
-
-def check_request(generator: Generator, labels: Tensor, indices: Tensor) -> None:
-    """Refuse labels and indices that the generator has no image for.
-
-    Raises:
-        ValueError: a label or an index is out of range, or their shapes differ.
-
-    """
-    if labels.ndim != 1 or labels.shape != indices.shape:
-        raise ValueError(f"labels {tuple(labels.shape)} and indices {tuple(indices.shape)} must be 1-D, of one length.")
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < generator.num_classes):
-        raise ValueError(f"labels must lie in 0..{generator.num_classes - 1}, one for each of the classes.")
-    if len(indices) and int(indices.min()) < 0:
-        raise ValueError("indices must not be negative: they number the images of a class from 0.")
-    if generator.max_ipc is not None and len(indices) and int(indices.max()) >= generator.max_ipc:
-        raise ValueError(f"This generator holds {generator.max_ipc} images per class; ask for at most that many.")
-
-
-def check_ipc(generator: Generator, ipc: int) -> None:
-    """Refuse a number of images per class that cannot be made.
-
-    Raises:
-        ValueError: it is no whole number from 1, above what the generator holds, or makes more than MAX_IMAGES in all.
-
-    """
-    if not isinstance(ipc, int) or isinstance(ipc, bool) or ipc < 1:
-        raise ValueError(f"ipc is {ipc!r}; ask for a whole number of images per class, at least 1.")
-    if ipc * generator.num_classes > MAX_IMAGES:
-        raise ValueError(f"ipc {ipc:,} makes more than {MAX_IMAGES:,} images: ask for fewer, or take a stream.")
-    if generator.max_ipc is not None and ipc > generator.max_ipc:
-        raise ValueError(f"ipc is {ipc}, but this generator holds {generator.max_ipc} images per class: ask for fewer.")
-
-
-def check_record(
-    class_names: tuple[str, ...], image_shape: tuple[int, int, int], mean: Any, std: Any, training: Any
-) -> None:
-    """Refuse what a generator cannot be: its classes, its statistics and the record of its training.
-
-    Raises:
-        ValueError: class names that are not different single lines, statistics that do not fit the channels, or a
-            record that is no mapping.
-
-    """
-    channels = image_shape[0]
-    if channels not in (1, 3):
-        raise ValueError(f"Images have 1 or 3 channels, not {channels}.")
-    if not 2 <= len(class_names) <= 10_000:
-        raise ValueError(f"A generator has 2 to 10,000 classes, not {len(class_names)}.")
-    lines = [name for name in class_names if isinstance(name, str) and name.isprintable()]
-    if isinstance(class_names, str) or len(set(lines)) < len(class_names):
-        raise ValueError(f"Class names must be different strings of one line: {class_names[:5]}.")
-    if len(mean) not in (1, channels) or len(std) != len(mean) or not all(map(math.isfinite, (*mean, *std))):
-        raise ValueError(f"mean {mean} and std {std} must each have one finite value per channel.")
-    if min(std) <= 0:
-        raise ValueError(f"std {std} must be above 0.")
-    if not isinstance(training or {}, Mapping):
-        raise ValueError(f"training must be a mapping of settings, not {training!r}.")
+        raise NotImplementedError

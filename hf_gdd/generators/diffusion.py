@@ -21,14 +21,15 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from hf_gdd.data.imagenet import rows_of
+from hf_gdd.data.imagenet import class_rows_of
 from hf_gdd.data.pixels import tanh_to_uint8, to_tanh
-from hf_gdd.generators.base import DiffusionSampling, check_record
-from hf_gdd.generators.dit_pipeline import SCHEDULE_FIELDS, noise_schedule, read_pipeline, stock_record
-from hf_gdd.generators.pretrained import DEFAULT_TILE, Model, SavedGenerator
-from hf_gdd.hub.loading import CONFIG_NAME, FORMAT_VERSION, STOCK_PIPELINE, forget_place
-from hf_gdd.methods.diffusion_memory.dit import NULL_CLASS
-from hf_gdd.utils.random import noise
+from hf_gdd.generators.base import DEFAULT_TILE
+from hf_gdd.generators.checks import check_record
+from hf_gdd.generators.dit_pipeline import NULL_CLASS, SCHEDULE_FIELDS, noise_schedule, read_pipeline, stock_record
+from hf_gdd.generators.noise import noise
+from hf_gdd.generators.pretrained import Model, PretrainedGenerator
+from hf_gdd.generators.sampling import DiffusionSampling, present_names
+from hf_gdd.hub.loading import CONFIG_NAME, FORMAT_VERSION, STOCK_PIPELINE, remove_local_path
 
 # How each steps, wherever the model is from: only the noise schedule is its own. `ddpm` has the papers' spacing.
 STEPPERS = {
@@ -44,7 +45,7 @@ VAE_FIELDS = ("norm_num_groups", "act_fn", "scaling_factor", "layers_per_block",
 VAE_FIELDS += ("down_block_types", "up_block_types", "mid_block_add_attention")
 
 
-class DiffusionGenerator(SavedGenerator, ConfigMixin):
+class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
     """Noise and a label to a latent by denoising, and the latent to an image by a decoder.
 
     Args:
@@ -103,7 +104,7 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
         if not len(real) == len(rows) == len(class_names):
             raise ValueError(f"Each of the {len(class_names)} classes needs a row of its own in 0..{NULL_CLASS - 1}.")
         self.rows = torch.tensor(list(rows))
-        self.sampling = DiffusionSampling(**sampling or {})
+        self.sampling = DiffusionSampling(**present_names(sampling or {}))
         self.register_to_config(image_shape=made, class_rows=tuple(rows))
 
     # What it is.
@@ -138,12 +139,12 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
     def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: DiffusionSampling) -> Tensor:
         """Images in [-1, 1]; the noise of each (label, index) and of each of its steps is counter-based."""
         scheduler = self._scheduler(sampling)
-        scheduler.set_timesteps(sampling.steps, device=self.device)
+        scheduler.set_timesteps(sampling.num_inference_steps, device=self.device)
         shape = (self.transformer.config.in_channels, *[self.transformer.config.sample_size] * 2)
         rows = self.rows.to(self.device)[labels]
         latents = noise(seed, labels, indices, shape) * scheduler.init_noise_sigma
         for number, (step, before) in enumerate(pairwise([*scheduler.timesteps.tolist(), -1]), start=1):
-            predicted, spread = self._predict(latents, step, rows, sampling.guidance)
+            predicted, spread = self._predict(latents, step, rows, sampling.guidance_scale)
             if sampling.scheduler == "ddpm":
                 drawn = noise(seed, labels, indices, shape, stream=number)
                 latents = ancestral_step(scheduler.alphas_cumprod, predicted, spread, step, before, latents, drawn)
@@ -192,7 +193,7 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
         pipeline.register_to_config(id2label={str(row): name for row, name in names.items()})
         pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
         for path in (folder, folder / "transformer", folder / "vae"):
-            forget_place(path)
+            remove_local_path(path)
 
     @classmethod
     def saved_as(cls) -> tuple[str, ...]:
@@ -201,7 +202,7 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
 
     @classmethod
     def read(cls: type[Model], folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
-        """See `SavedGenerator.read`; `config` may be that of a stock pipeline, which then keeps all its classes."""
+        """See `PretrainedGenerator.read`; `config` may be that of a stock pipeline, which then keeps all its classes."""
         index, parts = read_pipeline(folder, dtype)
         if config["_class_name"] == cls.__name__:
             return cls(**parts, **{name: value for name, value in config.items() if name in cls._record()})
@@ -227,7 +228,7 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
         known = self.config.known_classes or dict(zip(self.config.class_rows, self.class_names, strict=True))
         known = {int(row): name for row, name in known.items()}
         record = {name: self.config[name] for name in ("mean", "std", "training", "sampling")}
-        record |= {"class_names": tuple(class_names or classes), "class_rows": rows_of(classes, known)}
+        record |= {"class_names": tuple(class_names or classes), "class_rows": class_rows_of(classes, known)}
         known = {str(row): name for row, name in known.items()}
         parts = {name: getattr(self, name) for name in self.ignore_for_config}
         selected = DiffusionGenerator(**parts, known_classes=known, **record)
@@ -239,7 +240,7 @@ class DiffusionGenerator(SavedGenerator, ConfigMixin):
         return self.place(device, dtype)
 
     def place(self: Model, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
-        """See `SavedGenerator.place`."""
+        """See `PretrainedGenerator.place`."""
         for part in (self.transformer, self.vae):
             nn.Module.to(part, device=device, dtype=dtype)
         return self

@@ -10,7 +10,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from hf_gdd.hub.loading import CONFIG_NAME, PIPELINE_NAME, SCHEDULER_FILE, LoadError, check_files, check_loaded
-from hf_gdd.methods.diffusion_memory.dit import NULL_CLASS
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 MAX_LATENT, MAX_WIDTH, MAX_DEPTH, MAX_STEPS = 256, 8192, 128, 10_000
@@ -115,7 +114,7 @@ def _check_sizes(path: Path, name: str) -> None:
     if found != name:
         raise LoadError(f"{path} describes a {found!r}, not a {name}. Fetch or save it again.")
     if "quantization_config" in config:
-        raise LoadError(f"{path} asks for a quantiser, which no generator of this library has. Is it another's?")
+        raise LoadError(f"{path} asks for a quantizer, which no generator of this library has. Is it another's?")
     if absurd:
         raise LoadError(f"{path} asks for a size of {absurd[0]:,}, which no {name} for images has.")
 
@@ -138,3 +137,6 @@ def stock_record(index: Mapping[str, Any], vae: AutoencoderKL) -> dict[str, Any]
 def _unique(names: list[str], rows: list[int]) -> tuple[str, ...]:
     """Names in order; two classes of one name, of which ImageNet has some, get their numbers."""
     return tuple(name if names.count(name) == 1 else f"{name} ({row})" for name, row in zip(names, rows, strict=True))
+
+
+NULL_CLASS = 1000  # the row that a stock DiTPipeline takes for "no label", whatever the number of classes

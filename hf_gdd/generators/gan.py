@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from hf_gdd.generators.base import Sampling, check_record
-from hf_gdd.generators.model import GeneratorModel
+from hf_gdd.generators.checks import check_record
+from hf_gdd.generators.noise import noise
+from hf_gdd.generators.pretrained import GeneratorModel
+from hf_gdd.generators.sampling import Sampling
 from hf_gdd.hub.loading import FORMAT_VERSION
-from hf_gdd.utils.random import noise
 
 MIN_SIZE, MAX_SIZE, SMALLEST_MAP = 8, 64, 4
 

@@ -1,4 +1,4 @@
-"""StoredSampling images and the soft labels that a teacher gave them, behind the contract of every generator."""
+"""Stored images and the soft labels that a teacher gave them, with the interface of every generator."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,33 +10,34 @@ from torch import Tensor
 
 from hf_gdd.classifiers.learner import predict
 from hf_gdd.classifiers.networks import build_network
-from hf_gdd.data.normalization import View
-from hf_gdd.generators.base import StoredSampling, check_record, check_request
-from hf_gdd.generators.model import GeneratorModel
+from hf_gdd.data.normalization import InputTransform
+from hf_gdd.generators.checks import check_record, check_request
+from hf_gdd.generators.pretrained import GeneratorModel
+from hf_gdd.generators.sampling import StoredSampling
 from hf_gdd.hub.loading import FORMAT_VERSION
 
 MAX_BYTES = 100_000_000_000
 
 
 class ImageBank(GeneratorModel):
-    """A limited number of images of every class, as they were optimised, and a teacher's logits for each.
+    """Optimized images, equally many of every class, and a teacher's logits for each.
 
-    The teacher comes along, so that other images can be given its labels: only beside random real images with labels
-    of the same teacher does one see what the images add.
+    The teacher comes along, so that other images can get its labels: what the images add shows only beside random real
+    images with labels of the same teacher.
 
     Args:
         class_names: in the order of the labels.
         image_shape: (C, H, W).
         ipc: images of every class.
         teacher: architecture of the network that gave the soft labels; None for hard labels alone.
-        zca: whether the teacher sees whitened images, see `hf_gdd.data.normalization.Whitener`.
-        mean: of the real training images in unit range, per channel.
-        std: of the real training images in unit range, per channel.
-        training: how the images were made, as primitives.
-        sampling: nothing, for nothing changes stored images.
-        fingerprint: of the tensors that were saved with this config.
-        weights_dtype: of the soft labels and the teacher.
-        format_version: of the saved folder.
+        zca: True if the teacher sees whitened images, see `hf_gdd.data.normalization.ZCAWhitening`.
+        mean: per-channel mean of the real training images, in [0, 1].
+        std: per-channel standard deviation of the real training images.
+        training: record of the training, as primitives.
+        sampling: empty, for nothing changes stored images.
+        fingerprint: fingerprint of the tensors that were saved with this config.
+        weights_dtype: dtype of the soft labels and the teacher.
+        format_version: format of the saved folder.
 
     Raises:
         ValueError: a size out of range, or an unknown architecture.
@@ -73,30 +74,35 @@ class ImageBank(GeneratorModel):
 
     @property
     def max_ipc(self) -> int:
-        """How many images of every class there are."""
+        """Number of images of every class."""
         return self.config.ipc
 
     @property
+    def has_soft_labels(self) -> bool:
+        """True if a teacher comes with the images."""
+        return self.config.teacher is not None
+
+    @property
     def zca(self) -> bool:
-        """Whether the teacher sees whitened images, which its students then should as well."""
+        """True if the teacher sees whitened images, as its students then should."""
         return self.config.zca
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """Device of the images."""
         return self.images.device
 
     def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
-        """The stored images of these classes and indices, whatever the seed; see `SavedGenerator.sample`."""
+        """Return the stored images of these classes and indices, whatever the seed; see `Generator.sample`."""
         check_request(self, labels, indices)
         if not isinstance(sampling, (StoredSampling, type(None))):
             raise ValueError(f"The images of this generator are stored: no {sampling!r} changes them.")
         return self.images[labels.to(self.device), indices.to(self.device)]
 
     def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:
-        """The teacher's logits, float16 [B, K]; None if labels are hard."""
+        """Return the teacher's logits, float16 [B, K]; None if labels are hard."""
         check_request(self, labels, indices)
-        if self.config.teacher is None:
+        if not self.has_soft_labels:
             return None
         return self.labels[labels.to(self.device), indices.to(self.device)].half()
 
@@ -106,41 +112,36 @@ class ImageBank(GeneratorModel):
         images: Tensor,
         *,
         teacher: tuple[str, Mapping[str, Tensor]] | None = None,
-        view: View | None = None,
+        transform: InputTransform | None = None,
         **record: Any,
     ) -> "ImageBank":
-        """A bank of these images, with the labels of a teacher.
+        """Make a bank of these images, with the labels of a teacher.
 
         Args:
             images: uint8 [K, ipc, C, H, W].
-            teacher: its architecture and `state_dict`, kept in half precision.
-            view: what the teacher sees images through.
+            teacher: its architecture and `state_dict`, stored in half precision.
+            transform: input transform of the teacher.
             record: the other arguments of the class.
 
         Raises:
-            ValueError: a teacher without a view, or the reverse, or one whose logits are no numbers.
+            ValueError: a teacher without a transform, or the reverse, or one whose logits are not finite.
 
         """
-        if (teacher is None) != (view is None):
-            raise ValueError("Pass a teacher and what it sees images through together, or neither for hard labels.")
+        if (teacher is None) != (transform is None):
+            raise ValueError("Pass a teacher and its input transform together, or neither for hard labels.")
         name, weights = teacher or (None, {})
         bank = cls(image_shape=tuple(images.shape[2:]), ipc=images.shape[1], teacher=name, **record).to(images.device)
         bank.images.copy_(images)
         if teacher is not None:
             bank.labeller.load_state_dict(weights)
-            bank.labels.copy_(bank.label(images.flatten(0, 1), view).view(bank.labels.shape))
+            bank.labels.copy_(bank.label_images(images.flatten(0, 1), transform).view(bank.labels.shape))
             if not bank.labels.isfinite().all():
                 raise ValueError("The teacher's logits are not finite in half precision: its training failed.")
         return bank.eval()
 
-    def label(self, images: Tensor, view: View) -> Tensor:
-        """The teacher's logits for any images uint8 [N, C, H, W], float16 [N, K], made and left on their device.
-
-        Raises:
-            ValueError: the bank has no teacher.
-
-        """
-        if self.config.teacher is None:
-            raise ValueError("This bank has hard labels alone: no teacher came with it.")
+    def label_images(self, images: Tensor, transform: InputTransform) -> Tensor:
+        """Return the teacher's logits of any images; see `Generator.label_images`."""
+        if not self.has_soft_labels:
+            return super().label_images(images, transform)
         teacher = deepcopy(self.labeller).float().to(images.device)
-        return predict(teacher, images, view).half()
+        return predict(teacher, images, transform).half()

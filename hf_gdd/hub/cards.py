@@ -28,14 +28,14 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
 
     """
     training = dict(config.get("training") or {})
-    source, licence = training.pop("source", "an unnamed data set"), training.pop("license", None)
+    source, license = training.pop("source", "an unnamed data set"), training.pop("license", None)
     method = training.get("method", "untrained")
     origin = _parse(source)
     data = ModelCardData(
         library_name="hf_gdd",
         pipeline_tag="unconditional-image-generation",
         tags=["dataset-distillation", "generative-dataset-distillation", method],
-        license=licence,
+        license=license,
         datasets=[origin["name"]] if origin["revision"] else None,  # only the Hub's have a commit
         model_name=repo.split("/")[-1],
         eval_results=(list(_results(report, config.get("fingerprint"))) if report else []) or None,
@@ -47,7 +47,7 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         repo=repo,
         name=data.model_name,
         source=source,
-        licence=licence,
+        license=license,
         method=method,
         pipeline_class=_pipeline_class(config),
         paper=PAPERS.get(method),
@@ -55,7 +55,7 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         soft=config.get("teacher"),
         zca=config.get("zca", False),
         class_names=config["class_names"],
-        size=f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}",
+        size=f"{width}x{height} pixels, {'gray' if channels == 1 else 'color'}",
         table=report.markdown() if report else None,
         shared_draws=report is not None and report.shared_draws,
         settings=training,
@@ -104,8 +104,8 @@ def _results(report: Report, fingerprint: str | None) -> Iterator[EvalResult]:
         )
 
 
-def dataset_text(repo: str, made: Mapping[str, Mapping[str, Any]]) -> str:
-    """The text under the metadata of a materialised data set's card.
+def dataset_card_text(repo: str, made: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text under the metadata of a materialized data set's card.
 
     Args:
         repo: id of the data set.
@@ -136,12 +136,6 @@ train = load_dataset("{repo}", "{first}", split="train")
 
 To train on such a fixed set is the protocol `fixed` of hf_gdd, or `soft` where a column `soft_label` holds a teacher's
 logits to be predicted instead of the label; a network is then tested on real images. The generator's card says what
-accuracy to expect, beside random real images of the same number. The images are no anonymisation of the real ones,
+accuracy to expect, beside random real images of the same number. The images are no anonymization of the real ones,
 repeat their biases, and may show something else than their label says.
 """
-
-
-def union(*values: str | list[str] | None) -> list[str]:
-    """All of them, each once, in order."""
-    lists = [[value] if isinstance(value, str) else value or [] for value in values]
-    return list(dict.fromkeys(item for items in lists for item in items))

@@ -126,14 +126,12 @@ def _download(
         raise LoadError(f"{repo} could not be fetched: {error} Check the network, and try again.") from error
 
 
-def own_files(folder: Path) -> list[Path]:
-    """What a former save left in a folder, but for what the next overwrites."""
-    places = (folder, *(folder / name for name in (*PARTS, "scheduler")))
-    found = [path for place in places if place.is_dir() for path in place.iterdir()]
-    return [path for path in found if OWN_FILE.fullmatch(path.relative_to(folder).as_posix())]
+def is_own_file(name: str) -> bool:
+    """Return True for the path, within a generator's folder, of a file that a save or a push replaces."""
+    return OWN_FILE.fullmatch(name) is not None
 
 
-def forget_place(folder: Path) -> None:
+def remove_local_path(folder: Path) -> None:
     """Take out of a saved config where on this machine the model was once loaded from, which diffusers writes there."""
     config = json.loads((folder / CONFIG_NAME).read_text())
     config.pop("_name_or_path", None)
@@ -170,7 +168,7 @@ def read_config(folder: Path, accept: Collection[str]) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise LoadError(f"{path} has format {version}, newer than {FORMAT_VERSION}. Upgrade: pip install -U hf_gdd.")
     if "quantization_config" in config:
-        raise LoadError(f"{path} asks for a quantiser, which no generator of this library has. Is it another's?")
+        raise LoadError(f"{path} asks for a quantizer, which no generator of this library has. Is it another's?")
     return config
 
 
@@ -205,7 +203,7 @@ def check_files(folder: Path) -> None:
 def check_loaded(model: nn.Module, info: dict[str, Any], folder: Path) -> None:
     """Refuse a model that is not exactly what the file should hold.
 
-    diffusers leaves a missing tensor uninitialised with only a warning, so silence is not proof.
+    diffusers leaves a missing tensor uninitialized with only a warning, so silence is not proof.
 
     Raises:
         LoadError: tensors are missing, unexpected, of another shape, or hold impossible values.

@@ -1,9 +1,9 @@
-"""What a training is told: the settings every method shares, checked before any work."""
+"""Base training config: options shared by all methods, validated on construction."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from accelerate.tracking import get_available_trackers
 
@@ -11,60 +11,57 @@ from hf_gdd.utils.random import check_seed
 
 # Settings that change what is written down, never what is computed: a run may be resumed with others.
 BOOKKEEPING = ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "trackers")
+# Settings that earlier versions did not record, because they chose them by themselves.
+ADDED_SETTINGS = frozenset({"channels_last"})
+_FORMER_NAMES = {"guidance": "guidance_scale", "sampling_steps": "num_inference_steps"}
 
 Config = TypeVar("Config", bound="TrainingConfig")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training with its own length and rate.
-
-    Attributes:
-        name: as logged.
-        steps: generator steps.
-        batch_size: real images a step, over all processes together.
-        lr: learning rate.
-
-    """
+    """A part of a training with its own length and learning rate."""
 
     name: str
+    """name in logs and messages"""
     steps: int
+    """generator steps"""
     batch_size: int
+    """real images a step, over all processes together"""
     lr: float
+    """learning rate"""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What every method is told.
-
-    Attributes:
-        preset: label of the preset that the settings were taken from; changing it changes nothing else.
-        seed: of all random draws.
-        max_steps: cap on the steps of EACH stage; None for the preset's full length.
-        mixed_precision: `no`, `bf16`, or `auto` for the one that a run finds faster on the machine it begins on.
-        image_column: the data set's image column, if it has several.
-        label_column: the data set's label column, if it has several.
-        image_size: resize to this many pixels a side; needed for images of mixed sizes.
-        log_every: steps between log lines; losses are fetched from the device only then.
-        picture_every: steps between sample grids and loss curves.
-        checkpoint_every: steps between checkpoints.
-        keep_checkpoints: how many of them remain.
-        trackers: Accelerate trackers to log to beside metrics.jsonl, such as `tensorboard`.
-
-    """
+    """Settings that every method shares."""
 
     preset: str = "paper"
+    """label of the preset that the settings were taken from; changing it changes nothing else"""
     seed: int = 0
+    """seed of all random draws"""
     max_steps: int | None = None
-    mixed_precision: Literal["no", "bf16", "auto"] = "no"
+    """cap on the steps of EACH stage; None for the preset's full length"""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """precision of forward passes: `no` is float32"""
     image_column: str | None = None
+    """the data set's image column, if it has several"""
     label_column: str | None = None
+    """the data set's label column, if it has several"""
     image_size: int | None = None
+    """resize to this many pixels a side; needed for images of mixed sizes"""
     log_every: int = 50
+    """steps between log lines; losses are fetched from the device only then"""
     picture_every: int = 1000
+    """steps between sample grids and loss curves"""
     checkpoint_every: int = 500
+    """steps between checkpoints"""
     keep_checkpoints: int = 2
+    """how many checkpoints remain"""
     trackers: tuple[str, ...] = ()
+    """Accelerate trackers to log to beside metrics.jsonl, such as `tensorboard`"""
+
+    methods: ClassVar[Mapping[str, Mapping[str, str]]] = {}  # records of the methods registered with this class
 
     def __post_init__(self) -> None:
         for name in ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints"):
@@ -80,7 +77,7 @@ class TrainingConfig:
             raise ValueError(f"Tracker {', '.join(sorted(missing))} is not installed: pip install it, or leave it out.")
 
     def changed(self: Config, **overrides: Any) -> Config:
-        """A copy with single settings replaced.
+        """Return a copy with single settings replaced.
 
         Raises:
             ValueError: unknown setting, or a value out of range.
@@ -93,12 +90,29 @@ class TrainingConfig:
 
     @classmethod
     def from_identity(cls: type[Config], values: Mapping[str, Any]) -> Config:
-        """The settings that `identity` wrote down."""
+        """Return the settings that `identity` recorded."""
         return cls().changed(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
     def identity(self) -> dict[str, Any]:
-        """What is computed, as primitives."""
+        """Return what is computed, as primitives."""
         return {name: value for name, value in asdict(self).items() if name not in BOOKKEEPING}
+
+    def method_record(self) -> Mapping[str, str]:
+        """Return the paper and the summary that the method was registered with."""
+        return self.methods.get(getattr(self, "method", ""), {})
+
+
+def migrate_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Translate recorded settings of earlier versions to today's.
+
+    Returns:
+        The settings, and a line for each that could not be kept as it was.
+
+    """
+    settings = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
+    if settings.get("mixed_precision") != "auto":
+        return settings, []
+    return settings | {"mixed_precision": "no"}, ["mixed_precision is no longer chosen by timing: `auto` is now `no`."]
 
 
 def require_positive(config: Any, name: str) -> None:

@@ -1,6 +1,5 @@
 """Several processes that train as one: each draws the same for the whole batch, then takes its part."""
 
-import os
 import signal
 import time
 from collections.abc import Iterable
@@ -15,31 +14,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_gdd.methods.global_local.losses import at_least_float32
+from hf_gdd.utils.device import at_least_float32, launched
 
 _ASK_EVERY = 5  # seconds
-
-
-def launched() -> tuple[int, int]:
-    """The number of this process and how many there are, as a launcher told it, without joining them to a group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def own_device() -> torch.device:
-    """The GPU that a launcher meant for this process, else the current one, else the CPU.
-
-    Raises:
-        ValueError: more processes were launched than there are GPUs.
-
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    number, gpus = int(os.environ.get("LOCAL_RANK", -1)), torch.cuda.device_count()
-    if number >= gpus > 1:
-        raise ValueError(f"Process {number} of this machine has no GPU of its own, for it has {gpus}: launch as many.")
-    return torch.device("cuda", number if 0 <= number < gpus else torch.cuda.current_device())
 
 
 class Processes:
@@ -181,11 +158,11 @@ class _JointMoments(TorchFunctionMode):
         values = x.numel() // x.shape[1] * self.count
         whole = at_least_float32(x)
         mean = _Summed.apply(whole.sum(dims)) / values
-        centred = whole - mean.view(shape)
-        variance = _Summed.apply(centred.square().sum(dims)) / values
+        centered = whole - mean.view(shape)
+        variance = _Summed.apply(centered.square().sum(dims)) / values
         if running_mean is not None:
             running_mean.lerp_(mean.detach().to(running_mean), momentum)
             running_var.lerp_((variance.detach() * values / (values - 1)).to(running_var), momentum)
         scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
-        normed = centred * scale.view(shape)
+        normed = centered * scale.view(shape)
         return (normed if bias is None else normed + bias.view(shape)).to(x.dtype)

@@ -1,18 +1,15 @@
 """The metrics of a run: fetched seldom, checked always, kept as JSON lines and as curves."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.training.run_folder import RunFolder
-from hf_gdd.utils.plotting import curves
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became infinite or not a number."""
+from hf_gdd.utils.plotting import plot_losses
 
 
 class MetricsLog:
@@ -97,4 +94,16 @@ class MetricsLog:
     def draw(self) -> None:
         """Draw the curves of everything logged so far."""
         if self.write and (records := self.run.records()):
-            curves(records, self.run.path / "losses.png", title=self.run.path.name)
+            plot_losses(records, self.run.path / "losses.png", title=self.run.path.name)
+
+
+def gradient_shares(terms: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+    """Each term's part, in [0, 1], of the summed gradient norms at `images`: which term rules the generator.
+
+    The graph of `terms` is kept for the backward pass to come.
+    """
+    norms = {
+        name: torch.autograd.grad(term, images, retain_graph=True)[0].float().norm() for name, term in terms.items()
+    }
+    total = sum(norms.values()).clamp_min(torch.finfo(torch.float32).tiny)
+    return {name: norm / total for name, norm in norms.items()}

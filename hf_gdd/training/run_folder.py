@@ -1,22 +1,30 @@
-"""A run's folder: what the run is, what it measured, and checkpoints that survive being killed."""
+"""The folder of a run: its settings, metrics and checkpoints, safe against kills and second processes."""
 
 import json
+import logging
 import os
+import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
-from hf_gdd.training.errors import disk_full
+from hf_gdd.training.config import ADDED_SETTINGS, migrate_settings
+from hf_gdd.utils.io import disk_full, load_state, save_state, write_json, write_text
 
-RUN_FILE, METRICS_FILE = "run.yaml", "metrics.jsonl"
+logger = logging.getLogger("hf_gdd")
+
+RUN_FILE, METRICS_FILE, LOCK_FILE, OWNER_FILE = "run.yaml", "metrics.jsonl", ".lock", ".owner.json"
 
 
 class RunFolder:
-    """The folder one run writes to, and resumes from.
+    """The folder that one run writes to, and resumes from.
 
     Args:
         path: made if absent.
@@ -27,6 +35,7 @@ class RunFolder:
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.identity = json.loads(json.dumps(identity))  # tuples become the lists that YAML reads back
+        self._lock = FileLock(self.path / LOCK_FILE)
 
     def check(self) -> None:
         """Refuse the folder before any work if it holds another run.
@@ -36,20 +45,61 @@ class RunFolder:
 
         """
         if (self.path / RUN_FILE).exists():
-            changed = _differences(self.identity, read_run(self.path))
-            if changed:
+            recorded = read_run(self.path)
+            for name in ADDED_SETTINGS & self.identity["config"].keys():
+                recorded["config"].setdefault(name, self.identity["config"][name])
+            if changed := _differences(self.identity, recorded):
                 raise ValueError(
                     f"{self.path} holds another run; it differs in {'; '.join(changed)}. Choose another output_dir, "
                     "delete that folder, or repeat its settings to resume it."
                 )
         elif self._checkpoints():
             raise ValueError(
-                f"{self.path} holds checkpoints but no {RUN_FILE}, so whose they are is unknown: choose another "
-                "output_dir, or delete that folder."
+                f"{self.path} holds checkpoints but no {RUN_FILE}, so it is unknown which run they belong to: choose "
+                "another output_dir, or delete that folder."
             )
 
+    def lock(self) -> None:
+        """Keep other processes out of the folder until `unlock`, or the end of this process.
+
+        Raises:
+            ValueError: another process trains in it, or it cannot be written.
+
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+            for folder in (self.path, self.path / "checkpoints"):
+                for leftover in folder.glob("*.part"):  # of a process that was killed
+                    leftover.unlink(missing_ok=True)
+            write_json(self.path / OWNER_FILE, {"process": os.getpid(), "machine": socket.gethostname()})
+        except Timeout as error:
+            raise ValueError(
+                f"{self.path} is in use by {self._owner()}: wait for it, stop it, or choose another output_dir."
+            ) from error
+        except OSError as error:
+            self.unlock()
+            raise ValueError(f"Cannot write to the output folder {self.path} ({error}): choose another.") from error
+
+    def unlock(self) -> None:
+        """Let other processes use the folder; one that holds nothing yet is removed."""
+        if not self._lock.is_locked:
+            return
+        (self.path / OWNER_FILE).unlink(missing_ok=True)
+        if [path.name for path in self.path.iterdir()] == [LOCK_FILE]:
+            (self.path / LOCK_FILE).unlink()
+            self.path.rmdir()
+        self._lock.release()
+
+    def _owner(self) -> str:
+        try:
+            owner = json.loads((self.path / OWNER_FILE).read_text())
+            return f"process {int(owner['process'])} on {owner['machine']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
     def claim(self) -> None:
-        """Make the folder this run's own.
+        """Record in the folder which run it holds.
 
         Raises:
             ValueError: it holds another run, or cannot be written.
@@ -58,7 +108,7 @@ class RunFolder:
         self.check()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            _write_atomically(self.path / RUN_FILE, yaml.safe_dump(self.identity, sort_keys=False).encode())
+            write_text(self.path / RUN_FILE, yaml.safe_dump(self.identity, sort_keys=False))
         except OSError as error:
             raise ValueError(f"Cannot write to the output folder {self.path} ({error}): choose another.") from error
 
@@ -68,13 +118,13 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def records(self, until: int | None = None) -> list[dict[str, Any]]:
-        """The metrics logged so far; with `until`, those after that step are deleted first."""
+        """Return the metrics logged so far; with `until`, delete those after that step first."""
         path = self.path / METRICS_FILE
         lines = path.read_text().splitlines() if path.exists() else []
         records = [json.loads(line) for line in lines if line.endswith("}")]  # a kill can cut the last line short
         if until is not None:
             records = [record for record in records if record["step"] <= until]
-            _write_atomically(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+            write_text(path, "".join(json.dumps(record) + "\n" for record in records))
         return records
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
@@ -99,11 +149,11 @@ class RunFolder:
         return path
 
     def newest_checkpoint(self) -> Path | None:
-        """The path of the newest checkpoint."""
+        """Return the path of the newest checkpoint, or None."""
         return next(reversed(self._checkpoints()), None)
 
     def last_checkpoint(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None; one that cannot is passed over with a warning."""
+        """Return the newest checkpoint that can be read, or None; warns of one that cannot."""
         for path in reversed(self._checkpoints()):
             try:
                 return load_state(path, device)
@@ -115,13 +165,62 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("step-*.pt"))
 
 
+@dataclass(frozen=True)
+class StartPoint:
+    """A finished run whose first stages replace those of another run.
+
+    Attributes:
+        folder: the run's folder.
+        stage: the last stage that is taken over.
+        settings: names of settings that shape these stages, which must be equal.
+        parts: names of the tracked parts that are taken over.
+        lengths: names of settings that say how long these stages were.
+
+    """
+
+    folder: str
+    stage: str
+    settings: tuple[str, ...]
+    parts: frozenset[str]
+    lengths: tuple[str, ...]
+
+    def load(self, identity: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        """Return the state at the end of the stage.
+
+        Args:
+            identity: of the run that starts from here.
+            device: where tensors are put.
+
+        Raises:
+            ValueError: the run is of another method, on other data, had other settings, or has not finished the stage.
+
+        """
+        other, place = read_run(self.folder), f"start_from={self.folder!r}"
+        for name in ("trainer", "fingerprint", "held_out"):
+            if other.get(name) != identity.get(name):
+                raise ValueError(f"{place} is a run with another {name}; pass one on the same data.")
+        for name in self.settings:
+            theirs, mine = other["config"].get(name), identity["config"][name]
+            if theirs != mine:
+                raise ValueError(f"{place} was trained with {name}={theirs!r}, not {mine!r}: its stages are others.")
+        if not stage_file(self.folder, self.stage).is_file():
+            raise ValueError(f"{place} has not finished stage {self.stage!r}: resume it first.")
+        return load_state(stage_file(self.folder, self.stage), device)
+
+    def describe(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return settings of a run that started here, with the lengths of the stages taken over instead of its own."""
+        config = read_run(self.folder)["config"]
+        first = {name: config.get(name) for name in (*self.lengths, "max_steps")}
+        return {name: value for name, value in settings.items() if name not in self.lengths} | {"start_from": first}
+
+
 def stage_file(path: str | Path, stage: str) -> Path:
-    """Where a run's folder keeps the state at the end of a stage."""
+    """Return where a run's folder has the state at the end of a stage."""
     return Path(path) / "checkpoints" / f"stage-{stage}.pt"
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """The identity of a run from its folder, or from a YAML or JSON file.
+    """Read the identity of a run from its folder, or from a YAML or JSON file; settings get their present names.
 
     Raises:
         ValueError: there is none, or it is not one.
@@ -133,86 +232,29 @@ def read_run(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
         if not isinstance(content, dict) or not {"trainer", "config"} <= content.keys():
             raise ValueError("it has no trainer and config")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content["config"], remarks = migrate_settings(content["config"])
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} is not the file of a run ({error}): pass the {RUN_FILE} of a run's folder."
         ) from error
+    for remark in remarks:
+        _remark(f"{path}: {remark}")
     return content
 
 
-def check_start(folder: str | Path, mine: Mapping[str, Any], stage: str, settings: Sequence[str]) -> None:
-    """Refuse to take over the stages of another run, up to `stage`, if they are not what this one's would be.
-
-    Raises:
-        ValueError: it is of another method or on other data, was told otherwise, or has not finished them.
-
-    """
-    other = read_run(folder)
-    for name in ("trainer", "fingerprint", "held_out"):
-        if other.get(name) != mine.get(name):
-            raise ValueError(f"start_from={folder!r} is a run with another {name}; pass one on the same data.")
-    for name in settings:
-        if other["config"].get(name) != mine["config"][name]:
-            raise ValueError(
-                f"start_from={folder!r} was trained with {name}={other['config'].get(name)!r}, not "
-                f"{mine['config'][name]!r}: its first stage is another one."
-            )
-    if not stage_file(folder, stage).is_file():
-        raise ValueError(f"start_from={folder!r} has not finished its first stage: resume it first.")
-
-
-def start_settings(settings: dict[str, Any], folder: str | None, lengths: Sequence[str]) -> dict[str, Any]:
-    """The settings of a run, those in `lengths` told by the run it took its first stages from, if it did."""
-    if not folder:
-        return settings
-    first = {name: read_run(folder)["config"].get(name) for name in (*lengths, "max_steps")}
-    return {name: value for name, value in settings.items() if name not in lengths} | {"start_from": first}
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and primitives in one file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error.__context__, OSError):  # torch's writer hides what the file said
-            raise error.__context__ from None
-        raise
-
-
-def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `save_state` wrote; runs no code from the file.
-
-    Raises:
-        ValueError: the file is absent or damaged.
-
-    """
-    if torch.device(device).type == "cpu":
-        device = "cpu"  # a launcher's process is on cpu:0, where torch cannot restore anything
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a cut zip file surfaces as any of half a dozen types
-        raise ValueError(f"The checkpoint {path} cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+@cache
+def _remark(text: str) -> None:
+    """Log a line once, however often a file is read."""
+    logger.warning(text)
 
 
 def _differences(mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`name (now 1, there 2)` for every value that differs, nested mappings by dotted names."""
-    found = []
+    """List `name (now 1, there 2)` for every value that differs; nested names are dotted."""
+    changed = []
     for name in dict.fromkeys([*mine, *other]):
         a, b = mine.get(name), other.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{name}.")
+            changed += _differences(a, b, f"{prefix}{name}.")
         elif a != b:
-            found.append(f"{prefix}{name} (now {a!r}, there {b!r})")
-    return found
+            changed.append(f"{prefix}{name} (now {a!r}, there {b!r})")
+    return changed

@@ -41,7 +41,7 @@ def image_grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> "
     return framed
 
 
-def curves(records: Sequence[Mapping[str, float | str]], path: str | Path, title: str = "") -> None:
+def plot_losses(records: Sequence[Mapping[str, float | str]], path: str | Path, title: str = "") -> None:
     """Draw every number in `records` against its `step`: one panel for the loss terms, one for their shares.
 
     Args:
@@ -70,7 +70,7 @@ def curves(records: Sequence[Mapping[str, float | str]], path: str | Path, title
             axis.plot(*zip(*points, strict=True), label=name.split("/")[-1], linewidth=1)
         for before, after in pairwise(records):
             if before.get("stage") != after.get("stage"):
-                axis.axvline(before["step"], color="grey", linestyle=":", linewidth=1)
+                axis.axvline(before["step"], color="gray", linestyle=":", linewidth=1)
         axis.set_ylabel(label)
         axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     axis.set_xlabel("generator step")

@@ -15,7 +15,7 @@ from hf_gdd.classifiers.augment import (
     saturation,
     scale,
 )
-from hf_gdd.classifiers.learner import policy
+from hf_gdd.classifiers.recipes import augmentation
 
 ALL = "flip_color_crop_scale_rotate_cutout"
 OPERATIONS = [
@@ -93,8 +93,8 @@ def test_colours_follow_their_formulas(images, generator):
 
 
 def test_saturation_leaves_one_channel(images, generator):
-    grey = images[:, :1]
-    assert torch.equal(saturation(grey, torch.rand(6, 1, generator=generator)), grey)
+    gray = images[:, :1]
+    assert torch.equal(saturation(gray, torch.rand(6, 1, generator=generator)), gray)
 
 
 def naive_crop(image, u, limit):
@@ -155,8 +155,8 @@ def test_contrast_and_saturation_stay_in_their_ranges(images):
     ends = torch.tensor([[0.0], [1 - 2**-24]])
     x = images[:2]
     torch.testing.assert_close(contrast(x, ends).std((1, 2, 3)) / x.std((1, 2, 3)), torch.tensor([0.5, 1.5]))
-    grey = x.mean(1, keepdim=True)
-    torch.testing.assert_close(saturation(x, ends), torch.stack([grey[0].expand_as(x[0]), 2 * x[1] - grey[1]]))
+    gray = x.mean(1, keepdim=True)
+    torch.testing.assert_close(saturation(x, ends), torch.stack([gray[0].expand_as(x[0]), 2 * x[1] - gray[1]]))
     torch.testing.assert_close((brightness(x, ends) - x).mean((1, 2, 3)), torch.tensor([-0.5, 0.5]))
 
 
@@ -173,7 +173,7 @@ def test_the_middle_draw_of_a_resampling(operation, images):
 
 @pytest.mark.parametrize(("u", "factors"), [((0.0, 1.0), (1 / 1.2, 1.2)), ((1.0, 0.0), (1.2, 1 / 1.2))])
 def test_scale_acts_on_each_axis_apart(u, factors):
-    """On a ramp of coordinates, resampling by a factor about the centre multiplies the coordinates by it."""
+    """On a ramp of coordinates, resampling by a factor about the center multiplies the coordinates by it."""
     ramp = torch.stack(torch.meshgrid(*[torch.arange(21.0) - 10] * 2, indexing="ij"))[None]
     rows, columns = scale(ramp, torch.tensor([u]))[0, :, 5:16, 5:16]
     torch.testing.assert_close(columns, ramp[0, 1, 5:16, 5:16] * factors[0])
@@ -234,7 +234,7 @@ def test_one_geometric_operation_is_chosen_for_the_whole_call(images):
 
 
 def test_a_single_operation_is_one_of_all_listed(images):
-    """As DSA was published: colour counts as one, and every one is met."""
+    """As DSA was published: color counts as one, and every one is met."""
     words = ("color", "crop", "cutout", "flip", "scale", "rotate")
     augment, met = Augment("_".join(words), single=True), []
     for seed in range(60):
@@ -244,11 +244,11 @@ def test_a_single_operation_is_one_of_all_listed(images):
         assert len(matching) == 1
         met += matching
     assert set(met) == set(words)
-    assert policy("dsa") == Augment("color_crop_cutout_flip_scale_rotate", single=True)
+    assert augmentation("dsa") == Augment("color_crop_cutout_flip_scale_rotate", single=True)
 
 
 def test_operations_follow_in_the_stated_order(images, generator):
-    """Whatever the order of the policy's words: cutout last, so that its box is zero after the colours."""
+    """Whatever the order of the policy's words: cutout last, so that its box is zero after the colors."""
     augment = Augment("cutout_crop_color_flip")
     draw = augment.draw(6, generator)
     assert torch.equal(augment(images, draw), Augment("flip_color_crop_cutout")(images, draw))

@@ -9,15 +9,16 @@ from torch import nn
 
 from hf_gdd.classifiers import ensemble as cohort
 from hf_gdd.classifiers import networks
-from hf_gdd.classifiers.ensemble import Cohort, in_step, stacking_pays
-from hf_gdd.classifiers.learner import Learner, Recipe, epochs_of
+from hf_gdd.classifiers.ensemble import ClassifierEnsemble, in_step, stacking_pays
+from hf_gdd.classifiers.learner import Learner, iterate_epochs
 from hf_gdd.classifiers.networks import build_network
+from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
-from hf_gdd.data.normalization import view_of
+from hf_gdd.data.normalization import input_transform
 from hf_gdd.data.pixels import to_unit
 
 DIGITS = ImageTensors.from_dataset("digits", device="cpu").subset(3, 0)
-VIEW = view_of(DIGITS, zca=False)
+VIEW = input_transform(DIGITS, zca=False)
 FIRM = Recipe(batch_size=6, lr=0.05, momentum=0.9, weight_decay=0.01, schedule="cosine")
 CPU = torch.device("cpu")
 
@@ -36,7 +37,7 @@ def streams(n=3, recipe=FIRM, soft=False, double=False, seeds=None):
     """For each network a generator and batches drawn from it, as in evaluation; images may come as floats."""
 
     def batches(generator):
-        for images, labels in epochs_of(DIGITS, recipe, generator):
+        for images, labels in iterate_epochs(DIGITS, recipe, generator):
             shown = VIEW(to_unit(images)).double() if double else images
             yield shown, nn.functional.one_hot(labels, 10).to(shown.dtype) if soft else labels
 
@@ -72,7 +73,10 @@ def test_stacked_networks_learn_what_each_would_alone(network, recipe, soft):
     """Weights, running statistics and their count, momentum, schedule, and the place in the random numbers."""
     told = {"recipe": recipe, "soft": soft, "double": True}
     expected, states = trained_alone(learners(network, recipe, dtype=torch.float64), **told)
-    together, (rows, generators) = Cohort(learners(network, recipe, dtype=torch.float64), True), streams(**told)
+    together, (rows, generators) = (
+        ClassifierEnsemble(learners(network, recipe, dtype=torch.float64), True),
+        streams(**told),
+    )
     together.fit(rows, 20, generators)
     assert_equal(together.learners, expected, **EXACT)
     assert all(torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True))
@@ -86,14 +90,14 @@ def test_stacked_networks_learn_what_each_would_alone(network, recipe, soft):
 def test_pixels_are_augmented_by_each_networks_own_draws(network, augment):
     recipe = Recipe(batch_size=10, lr=0.01, augment=augment)
     expected, _ = trained_alone(learners(network, recipe), 6, recipe=recipe)
-    together, (rows, generators) = Cohort(learners(network, recipe), stacked=True), streams(recipe=recipe)
+    together, (rows, generators) = ClassifierEnsemble(learners(network, recipe), stacked=True), streams(recipe=recipe)
     together.fit(rows, 6, generators)
     assert_equal(together.learners, expected, **ROUNDING)
 
 
 def test_one_by_one_is_exactly_alone():
     expected, _ = trained_alone(learners(), 6)
-    together, (rows, generators) = Cohort(learners()), streams()
+    together, (rows, generators) = ClassifierEnsemble(learners()), streams()
     together.fit(rows, 6, generators)
     assert_equal(together.learners, expected, rtol=0, atol=0)
 
@@ -103,7 +107,9 @@ def test_losses_are_those_of_each_in_lower_precision_too():
     losses = []
     for stacked in (False, True):
         rows, generators = streams(recipe=recipe)
-        losses.append(Cohort(learners(recipe=recipe), stacked).step([next(row) for row in rows], generators))
+        losses.append(
+            ClassifierEnsemble(learners(recipe=recipe), stacked).step([next(row) for row in rows], generators)
+        )
     assert losses[1].shape == (3,)
     torch.testing.assert_close(*losses, rtol=0.02, atol=0.02)
 
@@ -114,7 +120,7 @@ def test_one_batch_can_be_seen_by_all(stacked):
     for recipe in (FIRM, MIXED):
         told = {"recipe": recipe, "double": True}
         expected, _ = trained_alone(learners(recipe=recipe, dtype=torch.float64), 8, seeds=[4, 4, 4], **told)
-        together = Cohort(learners(recipe=recipe, dtype=torch.float64), stacked)
+        together = ClassifierEnsemble(learners(recipe=recipe, dtype=torch.float64), stacked)
         rows, generators = streams(seeds=[4], **told)
         together.fit(rows, 8, generators)
         assert_equal(together.learners, expected, **EXACT)
@@ -123,19 +129,19 @@ def test_one_batch_can_be_seen_by_all(stacked):
 @pytest.mark.parametrize("stacked_first", [False, True])
 def test_a_checkpoint_goes_on_in_the_other_way(stacked_first):
     expected, _ = trained_alone(learners(dtype=torch.float64), 8, double=True)
-    first = Cohort(learners(dtype=torch.float64), stacked_first)
+    first = ClassifierEnsemble(learners(dtype=torch.float64), stacked_first)
     rows, generators = streams(double=True)
     first.fit(rows, 5, generators)
     fresh = learners(dtype=torch.float64, first=7)
     for learner, other in zip(fresh, first.learners, strict=True):
         learner.load_state_dict(other.state_dict())
-    second = Cohort(fresh, not stacked_first)
+    second = ClassifierEnsemble(fresh, not stacked_first)
     second.fit(rows, 3, generators)
     assert_equal(second.learners, expected, **EXACT)
 
 
 def test_a_networks_state_holds_nothing_of_the_others():
-    together, (rows, generators) = Cohort(learners(), stacked=True), streams()
+    together, (rows, generators) = ClassifierEnsemble(learners(), stacked=True), streams()
     together.fit(rows, 2, generators)
     state = together.learners[1].state_dict()
     kept = [*state["network"].values(), *(x["momentum_buffer"] for x in state["optimizer"]["state"].values())]
@@ -143,7 +149,7 @@ def test_a_networks_state_holds_nothing_of_the_others():
 
 
 def test_being_looked_at_changes_nothing():
-    looked_at, left = Cohort(learners(), stacked=True), Cohort(learners(), stacked=True)
+    looked_at, left = ClassifierEnsemble(learners(), stacked=True), ClassifierEnsemble(learners(), stacked=True)
     for each in (looked_at, left):
         rows, generators = streams()
         for _ in range(3):
@@ -158,7 +164,7 @@ def test_frozen_weights_stay_as_they_are():
     for learner in (learner for each in both for learner in each):
         learner.network.early.requires_grad_(False)
     expected, _ = trained_alone(both[0], 4, double=True)
-    together, (rows, generators) = Cohort(both[1], stacked=True), streams(double=True)
+    together, (rows, generators) = ClassifierEnsemble(both[1], stacked=True), streams(double=True)
     together.fit(rows, 4, generators)
     assert_equal(together.learners, expected, **EXACT)
 
@@ -169,7 +175,7 @@ def test_frozen_weights_stay_as_they_are():
 def test_batches_that_differ_in_shape_end_the_stacking(caplog):
     caplog.set_level(logging.INFO, "hf_gdd")
     expected, (rows, generators) = learners(dtype=torch.float64), streams(double=True)
-    together = Cohort(learners(dtype=torch.float64), stacked=True)
+    together = ClassifierEnsemble(learners(dtype=torch.float64), stacked=True)
     others = [torch.Generator().manual_seed(i) for i in range(3)]
     for generator in others:
         torch.randperm(len(DIGITS), generator=generator)  # as each epoch begins
@@ -251,7 +257,7 @@ def test_a_single_network_or_a_cpu_needs_no_trial(monkeypatch):
     told = ("convnet1", 10, DIGITS.shape)
     assert not stacking_pays(1, *told, torch.device("cuda"), FIRM, 10)
     assert not stacking_pays(5, *told, CPU, FIRM, 10)
-    Cohort(learners(n=1), stacked=True)
+    ClassifierEnsemble(learners(n=1), stacked=True)
 
 
 def test_all_go_in_step_or_each_alone(monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_gdd.classifiers.networks import NETWORK_NAMES, build_network, network_name, penultimate
+from hf_gdd.classifiers.networks import NETWORK_NAMES, build_network, network_name, penultimate_features
 
 
 def parameters(name, shape, num_classes=10):
@@ -209,7 +209,7 @@ def test_large_images_meet_a_larger_stem(name, millions):
 
 def test_penultimate_is_what_the_last_linear_layer_is_given():
     network, images = build_network("convnet2", 3, (1, 8, 8), seed=0), torch.randn(2, 1, 8, 8)
-    logits, features = penultimate(network, images)
+    logits, features = penultimate_features(network, images)
     torch.testing.assert_close(network.linear(features), logits)
     with pytest.raises(ValueError, match=r"no nn\.Linear"):
-        penultimate(nn.Sequential(nn.Flatten()), images)
+        penultimate_features(nn.Sequential(nn.Flatten()), images)

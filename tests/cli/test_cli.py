@@ -8,14 +8,14 @@ import datasets
 import pytest
 from PIL import Image
 
-from hf_gdd.classifiers.ensemble import Cohort
-from hf_gdd.classifiers.learner import RECIPES, Recipe
+from hf_gdd.classifiers.ensemble import ClassifierEnsemble
+from hf_gdd.classifiers.learner import NonFiniteLossError
+from hf_gdd.classifiers.recipes import RECIPES, Recipe
 from hf_gdd.cli.main import main
 from hf_gdd.evaluation import evaluator as judging
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.methods.global_local.trainer import GlobalLocalTrainer
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
-from hf_gdd.training.metrics_log import NonFiniteLossError
 from hf_gdd.training.run_folder import read_run
 from hf_gdd.training.trainer import Trainer
 
@@ -246,7 +246,7 @@ def test_the_config_of_another_trainer_is_refused(tmp_path, capsys):
 
 
 def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Cohort, "fit", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(ClassifierEnsemble, "fit", lambda *args: pytest.fail("trained"))
     generator, empty = str(run / "generator"), tmp_path / "empty"
     empty.mkdir()
     refused(capsys, ["materialize", str(tmp_path / "nowhere")], "error:", "is neither a local folder")
@@ -294,7 +294,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, capsys, monkeypatch, run, sig
     original, command = GlobalLocalTrainer.step, [*TINY, "--output-dir", "run", "--seed", "3"]
 
     def step(self, indices):
-        if self.at.total == 2:
+        if self.state.global_step == 2:
             os.kill(os.getpid(), signum)
         return original(self, indices)
 
@@ -311,7 +311,7 @@ def test_ctrl_c_while_evaluating_ends_without_a_traceback(run, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Cohort, "fit", interrupted)
+    monkeypatch.setattr(ClassifierEnsemble, "fit", interrupted)
     arguments = ["evaluate", str(run / "generator"), "--dataset", "digits", "--recipe", "tiny", "--ipc", "1"]
     try:
         status = main(arguments)

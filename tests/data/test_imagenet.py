@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from hf_gdd.classifiers.augment import cutmix
-from hf_gdd.classifiers.learner import RECIPES, SCHEDULES, Learner, Recipe
+from hf_gdd.classifiers.augment import ImageNetAugment, cutmix
+from hf_gdd.classifiers.learner import Learner
 from hf_gdd.classifiers.networks import build_network
-from hf_gdd.data.imagenet import ImageNetAugment
-from hf_gdd.data.normalization import Normaliser
+from hf_gdd.classifiers.recipes import RECIPES, SCHEDULES, Recipe
+from hf_gdd.data.normalization import Normalize
 
 AUGMENT = ImageNetAugment()
 MIDDLE = [0.5] * 12  # crop, mirror image, factors, order and lighting
@@ -57,13 +57,13 @@ def test_crops_have_half_to_all_of_the_area_within_the_image():
     assert seen[:, :2].abs().max() <= 1
 
 
-@pytest.mark.parametrize(("column", "kept"), [(5, "black"), (6, "mean"), (7, "grey")])
+@pytest.mark.parametrize(("column", "kept"), [(5, "black"), (6, "mean"), (7, "gray")])
 def test_factors_move_away_from_black_from_the_mean_and_from_grey(column, kept):
     x = images(3)
     out = AUGMENT(x, fixed(3, **{f"c{column}": 0.75}))  # a factor of 1.2
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    grey = (x * weights).sum(1, keepdim=True)
-    anchor = {"black": torch.zeros_like(x), "mean": grey.mean((2, 3), keepdim=True), "grey": grey}[kept]
+    gray = (x * weights).sum(1, keepdim=True)
+    anchor = {"black": torch.zeros_like(x), "mean": gray.mean((2, 3), keepdim=True), "gray": gray}[kept]
     torch.testing.assert_close(out, anchor + 1.2 * (x - anchor), atol=1e-5, rtol=1e-5)
 
 
@@ -111,7 +111,7 @@ def test_mixed_labels_count_by_area(monkeypatch):
         "hf_gdd.classifiers.learner.cutmix", lambda x, generator: (x, torch.tensor([1, 0]), torch.tensor(0.75))
     )
     recipe = Recipe(cutmix=True, augment="", max_steps=1)
-    learner = Learner(build_network("convnet1", 3, (1, 8, 8), seed=0), Normaliser((0.5,), (0.5,)), recipe, 1)
+    learner = Learner(build_network("convnet1", 3, (1, 8, 8), seed=0), Normalize((0.5,), (0.5,)), recipe, 1)
     x, labels = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8), torch.tensor([0, 2])
     with torch.no_grad():
         logits = learner.network((x / 255 - 0.5) / 0.5)[0].log_softmax(1)
@@ -123,7 +123,7 @@ def test_augmentation_of_unit_images_comes_before_normalising(monkeypatch):
     seen = []
     monkeypatch.setattr(ImageNetAugment, "__call__", lambda self, x, draw: seen.append(x) or x)
     recipe = Recipe(augment="imagenet")
-    learner = Learner(build_network("convnet1", 3, (1, 8, 8), seed=0), Normaliser((0.5,), (0.1,)), recipe, 1)
+    learner = Learner(build_network("convnet1", 3, (1, 8, 8), seed=0), Normalize((0.5,), (0.1,)), recipe, 1)
     learner.step(torch.full((2, 1, 8, 8), 255, dtype=torch.uint8), torch.tensor([0, 1]), torch.Generator())
     assert seen[0].unique().tolist() == [1.0]
 
@@ -136,8 +136,8 @@ def test_augmentation_of_unit_images_comes_before_normalising(monkeypatch):
     ],
 )
 def test_epochs_depend_on_the_images_of_a_class(ipc, classes, epochs):
-    assert RECIPES["imagenet-subset"].at(ipc, classes).epochs == epochs
-    assert Recipe().at(ipc, classes) == Recipe()
+    assert RECIPES["imagenet-subset"].for_ipc(ipc, classes).epochs == epochs
+    assert Recipe().for_ipc(ipc, classes) == Recipe()
 
 
 def test_the_rate_falls_by_steps():

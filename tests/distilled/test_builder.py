@@ -14,8 +14,8 @@ from kinds import gan as trained
 
 import hf_gdd.distilled.stream
 from hf_gdd import DistilledStream, GenerativeDistilledDataset, ImageTensors, load_distilled_dataset
-from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import ConditionalGANGenerator
+from hf_gdd.generators.sampling import Sampling
 from hf_gdd.hub.loading import LoadError
 
 
@@ -437,7 +437,7 @@ def test_workers_resume():
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_and_workers_share_an_epoch(tmp_path, world_size):
-    """No image twice, none missing, as many batches for each process; epoch 0 is the materialised set."""
+    """No image twice, none missing, as many batches for each process; epoch 0 is the materialized set."""
     data = make(tmp_path, trained(), 7, seed=3)
     parts = [stream(ipc=7).split_by_node(rank, world_size) for rank in range(world_size)]
     taken = [pairs(torch.utils.data.DataLoader(part, batch_size=None, num_workers=2)) for part in parts]

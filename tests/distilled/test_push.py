@@ -60,7 +60,7 @@ def rows(data):
     return [(row["image"].tobytes(), row["label"]) for row in data], data.features["label"].names
 
 
-def materialise(repo, **options):
+def materialize(repo, **options):
     return rows(load_distilled_dataset(repo, split="train", **options))
 
 
@@ -105,7 +105,7 @@ def distil_and_push(repo, folder):
     test = ImageTensors.from_dataset("digits", "test")
     generator.report = evaluate(generator, test, ipc=1, networks="convnet1", n=1, recipe=Recipe(max_steps=3))
     generator.push_to_hub(repo)
-    return materialise(repo, ipc=2), rows(load_distilled_dataset(generator, ipc=2))
+    return materialize(repo, ipc=2), rows(load_distilled_dataset(generator, ipc=2))
 
 
 # ---- the tests
@@ -140,7 +140,7 @@ def test_the_round_trip(shared_hub, shared_client, owner, visitor):
     sha = owner.run(push, 0, "me/gen")
     fingerprint, origin, report = visitor.run(pull, "me/gen")
     assert (fingerprint, origin, report) == (made().fingerprint, f"me/gen@{sha}", made().report)
-    assert visitor.run(materialise, "me/gen", ipc=7) == before
+    assert visitor.run(materialize, "me/gen", ipc=7) == before
 
     assert owner.run(command, "materialize", "me/gen", "--ipc", "7", "2", "--push-to-hub", "me/sets")[0] == 0
     head = shared_hub.head("me/sets", repo_type="dataset")
@@ -161,19 +161,19 @@ def test_the_round_trip(shared_hub, shared_client, owner, visitor):
     sha = shared_hub.head("me/sets", repo_type="dataset")
     assert visitor.run(licence_of, "me/sets", "ipc7") == (f"me/sets@{sha}:train", "mit")
     away = shared_client(home=visitor.home, offline=True)
-    assert away.run(materialise, "me/gen", ipc=7) == before
+    assert away.run(materialize, "me/gen", ipc=7) == before
     assert away.run(pull, "me/gen")[0] == fingerprint
     assert away.run(stock, "me/sets", "ipc7") == before
 
 
 def test_a_revision_pins_the_images(shared_hub, owner, visitor):
     first = owner.run(push, 0, "me/pinned")
-    images, place = visitor.run(materialise, "me/pinned", ipc=3), visitor.run(cache_of, "me/pinned", ipc=3)
+    images, place = visitor.run(materialize, "me/pinned", ipc=3), visitor.run(cache_of, "me/pinned", ipc=3)
     second = owner.run(push, 1, "me/pinned")
     assert first != second
-    assert visitor.run(materialise, "me/pinned", ipc=3) != images
+    assert visitor.run(materialize, "me/pinned", ipc=3) != images
     assert visitor.run(cache_of, "me/pinned", ipc=3) != place
-    assert visitor.run(materialise, "me/pinned", ipc=3, revision=first) == images
+    assert visitor.run(materialize, "me/pinned", ipc=3, revision=first) == images
     assert visitor.run(cache_of, "me/pinned", ipc=3, revision=first) == place
 
 

@@ -19,8 +19,8 @@ import hf_gdd.distilled.builder
 import hf_gdd.distilled.shards
 from hf_gdd import GenerativeDistilledDataset, ImageTensors, load_distilled_dataset
 from hf_gdd.data.image_tensors import features
-from hf_gdd.distilled.shards import Making, PartFiles
-from hf_gdd.generators.base import Sampling
+from hf_gdd.distilled.shards import ShardStore, ShardWriter
+from hf_gdd.generators.sampling import Sampling
 
 IPC, SIZE = 13, 5  # 39 images in 8 parts, the last of four, some of two classes
 PARTS = [range(start, min(start + SIZE, 39)) for start in range(0, 39, SIZE)]
@@ -115,10 +115,10 @@ def test_what_stops_the_sampling_is_told_and_leaves_no_thread(tmp_path, whole, s
 
 
 def test_a_fault_of_the_encoding_is_told(tmp_path, monkeypatch):
-    def spoilt(image):
+    def spoiled(image):
         raise Fault("no memory to encode")
 
-    monkeypatch.setattr(hf_gdd.distilled.shards, "encode_png", spoilt)
+    monkeypatch.setattr(hf_gdd.distilled.shards, "encode_png", spoiled)
     with pytest.raises(datasets.exceptions.DatasetGenerationError) as raised:
         make(tmp_path, gan())
     assert isinstance(raised.value.__cause__, Fault)
@@ -194,7 +194,7 @@ def test_parts_of_other_images_are_not_taken(tmp_path):
 
 
 def test_a_set_of_one_part_keeps_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(PartFiles, "write", fail)
+    monkeypatch.setattr(ShardStore, "write", fail)
     load_distilled_dataset(gan(), ipc=1, cache_dir=tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_a_set_of_one_part_keeps_none(tmp_path, monkeypatch):
 def making(folder=None, generator=None):
     generator = generator or counting()
     schema = features(generator.class_names).arrow_schema
-    return Making(generator, IPC, 0, generator.sampling, 512, SIZE, schema, PartFiles(folder) if folder else None)
+    return ShardWriter(generator, IPC, 0, generator.sampling, 512, SIZE, schema, ShardStore(folder) if folder else None)
 
 
 def test_the_generator_is_no_more_than_a_part_ahead():
@@ -216,7 +216,7 @@ def test_the_generator_is_no_more_than_a_part_ahead():
 
 
 def test_a_part_is_read_as_it_was_written(tmp_path):
-    files = PartFiles(tmp_path / "new")
+    files = ShardStore(tmp_path / "new")
     table = pa.table({"label": [1, 2, 3]})
     assert files.read(range(3)) is None
     files.write(range(3), table)
@@ -246,7 +246,7 @@ def test_a_dead_process_leaves_its_part_to_others(tmp_path):
 
 
 def holding(folder, begun, seconds):
-    lock = PartFiles(folder).claim(PARTS[3])
+    lock = ShardStore(folder).claim(PARTS[3])
     assert lock is not None
     begun.set()
     time.sleep(seconds)
@@ -266,7 +266,7 @@ def test_a_process_waits_for_the_last_part_only_while_its_maker_lives(tmp_path):
 
 
 def completing(folder, begun):
-    files = PartFiles(folder / "parts")
+    files = ShardStore(folder / "parts")
     lock = files.claim(PARTS[0])
     assert lock is not None
     begun.set()

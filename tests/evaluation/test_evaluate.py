@@ -6,26 +6,21 @@ import torch
 from torch import nn
 
 from hf_gdd.classifiers import learner as classifiers
-from hf_gdd.classifiers.ensemble import Cohort
-from hf_gdd.classifiers.learner import (
-    RECIPES,
-    Learner,
-    Recipe,
-    accuracy,
-    epochs_of,
-    find_recipe,
-)
+from hf_gdd.classifiers.ensemble import ClassifierEnsemble
+from hf_gdd.classifiers.learner import Learner, accuracy, iterate_epochs
 from hf_gdd.classifiers.networks import build_network
+from hf_gdd.classifiers.recipes import RECIPES, Recipe, find_recipe
 from hf_gdd.data.image_tensors import ImageTensors
-from hf_gdd.data.normalization import Normaliser, Whitener
+from hf_gdd.data.normalization import Normalize, ZCAWhitening
 from hf_gdd.distilled.stream import DistilledStream
 from hf_gdd.evaluation import evaluator as judging
 from hf_gdd.evaluation import image_quality as quality
 from hf_gdd.evaluation.evaluate import baselines, evaluate
-from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import ConditionalGANGenerator
+from hf_gdd.generators.noise import noise
+from hf_gdd.generators.sampling import Sampling
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
-from hf_gdd.utils.random import Random, noise
+from hf_gdd.utils.random import Random
 
 NAMES = ("ant", "bee", "cat")
 SHORT = Recipe(max_steps=5)
@@ -61,7 +56,7 @@ class Stub:
 
 
 def normaliser(data):
-    return Normaliser(data.mean, data.std)
+    return Normalize(data.mean, data.std)
 
 
 def learner(data, recipe=SHORT, steps=5, network="convnet1", seed=0):
@@ -83,7 +78,7 @@ def random(seed=0):
         ({"lr": -0.1}, r"Recipe\.lr is -0.1"),
         ({"max_steps": 0}, r"Recipe\.max_steps is 0; pass a positive number, or None"),
         ({"schedule": "linear"}, "Unknown schedule 'linear'; choose one of constant, cosine"),
-        ({"augment": "colour"}, "unknown augmentation 'colour'"),
+        ({"augment": "hue"}, "unknown augmentation 'hue'"),
     ],
     ids=str,
 )
@@ -111,7 +106,7 @@ def test_recipes_are_found_by_name():
 
 def test_an_epoch_has_every_image_once_in_batches_of_nearly_equal_size():
     data, recipe = toy(per_class=7), Recipe(batch_size=8)  # 21 images in 3 batches
-    batches = epochs_of(data, recipe, random())
+    batches = iterate_epochs(data, recipe, random())
     epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
     every = sorted(image.numpy().tobytes() for image in data.images)
     for epoch in epochs:
@@ -125,7 +120,7 @@ def test_separable_classes_are_learned():
     recipe = Recipe(lr=0.05, augment="", batch_size=20)
     student = learner(train, recipe, 40)
     before = accuracy(student.network, test, normaliser(train))
-    Cohort([student]).fit([epochs_of(train, recipe, random())], 40, [random(1)])
+    ClassifierEnsemble([student]).fit([iterate_epochs(train, recipe, random())], 40, [random(1)])
     assert before < 0.8
     assert accuracy(student.network, test, normaliser(train)) == 1.0
 
@@ -157,10 +152,10 @@ class BatchNormed(nn.Sequential):
 
 
 def test_accuracy_does_not_depend_on_the_batch_size():
-    """With batch statistics an image would be judged by its neighbours."""
+    """With batch statistics an image would be judged by its neighbors."""
     data = toy()
     student = learner(data, Recipe(lr=0.1, augment=""), 100, network=BatchNormed)
-    Cohort([student]).fit([epochs_of(data, SHORT, random())], 10, [random()])
+    ClassifierEnsemble([student]).fit([iterate_epochs(data, SHORT, random())], 10, [random()])
     statistics = student.network.network[1].running_mean.clone()
     shares = {size: accuracy(student.network, data, normaliser(data), batch_size=size) for size in (1, 7, 1000)}
     assert len(set(shares.values())) == 1
@@ -264,7 +259,7 @@ def test_every_run_of_random_real_has_its_own_subset_and_network(monkeypatch):
     subsets, networks, subset, build = [], [], ImageTensors.subset, build_network
     monkeypatch.setattr(ImageTensors, "subset", lambda self, *args: subsets.append(args) or subset(self, *args))
     real, test = toy(), toy(seed=1)
-    judge = judging.Judge(test, normaliser(real), ("convnet1",), 3, SHORT, 20, False)
+    judge = judging.Evaluator(test, normaliser(real), ("convnet1",), 3, SHORT, 20, False)
     monkeypatch.setattr(judging, "build_network", lambda *args, seed: networks.append(seed) or build(*args, seed=seed))
     result = judge.baselines(real, [2])[0]
     assert subsets == [(2, 20), (2, 21), (2, 22)]
@@ -290,12 +285,12 @@ def test_several_ipcs_and_protocols_share_their_baselines():
 
 
 def test_the_real_set_gives_normalisation_and_baselines(monkeypatch):
-    seen, normalise = set(), Normaliser.__call__
-    monkeypatch.setattr(Normaliser, "__call__", lambda self, unit: seen.add(self.mean) or normalise(self, unit))
+    seen, normalize = set(), Normalize.__call__
+    monkeypatch.setattr(Normalize, "__call__", lambda self, unit: seen.add(self.mean) or normalize(self, unit))
     real, test = toy(per_class=9), toy(seed=1)
     report = evaluate(Stub(), test, real=real, ipc=4, **NO_PROBLEM)
     assert seen == {real.mean}
-    assert report.normalisation == "the real training set"
+    assert report.normalization == "the real training set"
     assert [(r.name, r.ipc, r.steps, r.distinct_images) for r in report.results] == [
         ("stub", 4, 5, 12),
         (RANDOM_REAL, 4, 5, 12),
@@ -307,18 +302,18 @@ def test_the_real_set_gives_normalisation_and_baselines(monkeypatch):
 
 
 def test_without_the_real_set_the_report_says_what_is_missing(monkeypatch):
-    seen, normalise = set(), Normaliser.__call__
-    monkeypatch.setattr(Normaliser, "__call__", lambda self, unit: seen.add(self.mean) or normalise(self, unit))
+    seen, normalize = set(), Normalize.__call__
+    monkeypatch.setattr(Normalize, "__call__", lambda self, unit: seen.add(self.mean) or normalize(self, unit))
     report = evaluate(Stub(), toy(), ipc=4, **NO_PROBLEM)
     assert seen == {Stub.mean}
-    assert "the generator's record" in report.normalisation
+    assert "the generator's record" in report.normalization
     assert [result.name for result in report.results] == ["stub"]
     assert any("no random-real baseline" in problem for problem in report.problems)
     seen.clear()
     data = toy(per_class=4)
     report = evaluate(data, toy(), **NO_PROBLEM)
     assert seen == {data.mean}
-    assert report.normalisation == "the evaluated set itself"
+    assert report.normalization == "the evaluated set itself"
 
 
 def test_baselines_can_be_taken_apart_and_merged():
@@ -385,8 +380,8 @@ def alone(train, test, seed, number, batches, steps):
     """The accuracy of network `number` of a seed, trained by itself on batches and draws of the first network."""
     draws = Random(seed).device
     student = learner(test, STEADY["recipe"], steps, seed=seed + number)
-    student.normalise = normaliser(train)
-    Cohort([student]).fit([batches(draws)], steps, [draws])
+    student.normalize = normaliser(train)
+    ClassifierEnsemble([student]).fit([batches(draws)], steps, [draws])
     return accuracy(student.network, test, normaliser(train))
 
 
@@ -401,10 +396,10 @@ def test_with_shared_draws_networks_differ_by_their_first_weights_alone():
     made = ImageTensors(generator.sample(labels, indices, 11), labels, NAMES, "made", torch.device("cpu"))
     recipe, size = STEADY["recipe"], STEADY["recipe"].batch_size
     expected = {
-        ("stub", "fixed"): lambda i: lambda draws: epochs_of(made, recipe, draws),
+        ("stub", "fixed"): lambda i: lambda draws: iterate_epochs(made, recipe, draws),
         ("stub", "dynamic"): lambda i: lambda draws: DistilledStream(generator, 4, 11, size).batches(8),
-        (RANDOM_REAL, "fixed"): lambda i: lambda draws: epochs_of(real.subset(4, 11 + i), recipe, draws),
-        (FULL_DATA, "fixed"): lambda i: lambda draws: epochs_of(real, recipe, draws),
+        (RANDOM_REAL, "fixed"): lambda i: lambda draws: iterate_epochs(real.subset(4, 11 + i), recipe, draws),
+        (FULL_DATA, "fixed"): lambda i: lambda draws: iterate_epochs(real, recipe, draws),
     }
     assert {(row.name, row.protocol): row.accuracies for row in report.results} == {
         row: tuple(alone(real, test, 11, i, batches(i), 8) for i in range(3)) for row, batches in expected.items()
@@ -487,7 +482,7 @@ def test_a_pool_goes_round_its_sets(monkeypatch):
         for _, (images, _) in zip(range(steps), *batches, strict=False):
             shown.append(images)
 
-    monkeypatch.setattr(Cohort, "fit", remember)
+    monkeypatch.setattr(ClassifierEnsemble, "fit", remember)
     generator, recipe = Stub(), Recipe(max_steps=7, batch_size=64)
     options = NO_PROBLEM | {"n": 1, "recipe": recipe}
     report = evaluate(generator, toy(), ipc=2, protocol="dynamic-pool-3", **options)
@@ -552,8 +547,8 @@ def test_reports_share_their_references(tmp_path):
 
 def test_critics_are_trained_once_for_many_generators(monkeypatch):
     trained = []
-    fit = quality.Critics._trained
-    monkeypatch.setattr(quality.Critics, "_trained", lambda self: trained.append(self) or fit(self))
+    fit = quality.FeatureEvaluator._trained
+    monkeypatch.setattr(quality.FeatureEvaluator, "_trained", lambda self: trained.append(self) or fit(self))
     options = NO_PROBLEM | {"real": toy(), "quality": True, "with_baselines": False}
     test = toy(seed=1)
     for _ in range(3):
@@ -581,10 +576,10 @@ def test_quality_needs_the_real_set():
 
 
 class Teacher:
-    """Says of every image of class k what it is told to say of k: logits [K, K]; and counts what it labelled."""
+    """Says of every image of class k what it is told to say of k: logits [K, K]; and counts what it labeled."""
 
     def __init__(self, said):
-        self.said, self.labelled = said, []
+        self.said, self.labeled = said, []
 
     def of(self, labels):
         return self.said[labels].half()
@@ -596,7 +591,7 @@ def soft_stub(said, **options):
     stub.soft_labels = lambda labels, indices: teacher.of(labels)
 
     def label(images, view):
-        teacher.labelled.append((len(images), view))
+        teacher.labeled.append((len(images), view))
         return teacher.of(((images.float().mean((1, 2, 3)) - 35) / stub.contrast).round().long().clamp(0, 2))
 
     stub.label = label
@@ -617,7 +612,7 @@ def test_under_soft_networks_learn_the_logits_and_under_fixed_the_labels():
     assert found[RANDOM_REAL, "fixed"].mean > 0.9
     assert found[RANDOM_REAL, "soft"].mean < 0.1
     assert ("full data", "soft") not in found
-    assert [number for number, _ in teacher.labelled] == [30, 30]  # a subset for each network
+    assert [number for number, _ in teacher.labeled] == [30, 30]  # a subset for each network
     assert found["stub", "soft"].stored_bytes == found["stub", "fixed"].stored_bytes + 30 * 3 * 2
     assert found[RANDOM_REAL, "soft"].stored_bytes == found["stub", "soft"].stored_bytes
     assert not report.problems
@@ -661,11 +656,11 @@ def test_a_whitened_bank_is_judged_through_whitened_images(monkeypatch):
     stub, teacher = soft_stub(RIGHT)
     stub.zca = True
     report = evaluate(stub, toy(), real=toy(), ipc=2, **NO_PROBLEM)
-    assert "whitened" in report.normalisation
+    assert "whitened" in report.normalization
     evaluate(stub, toy(), real=toy(), ipc=2, zca=False, **NO_PROBLEM)  # whatever networks see, the teacher sees its own
-    assert [type(view) for _, view in teacher.labelled] == [Whitener] * 4
+    assert [type(view) for _, view in teacher.labeled] == [ZCAWhitening] * 4
     soft = replace(toy(), soft_labels=torch.tensor(RIGHT)[toy().labels].half())
-    seen = [evaluate(soft, toy(), real=toy(), zca=zca, **NO_PROBLEM).normalisation for zca in (None, True)]
+    seen = [evaluate(soft, toy(), real=toy(), zca=zca, **NO_PROBLEM).normalization for zca in (None, True)]
     assert ["whitened" in text for text in seen] == [False, True]
     for source in ({"train": stub, "ipc": 2}, {"train": soft, "zca": True}):
         with pytest.raises(ValueError, match="whitened over the real training set: pass real="):
@@ -676,7 +671,7 @@ def test_a_step_on_logits_is_one_of_their_mean_absolute_difference():
     data = toy()
     student, images = learner(data, Recipe(augment="")), data.images[:6]
     with torch.no_grad():
-        expected = (student.network(student.normalise(images / 255))[0] - 1).abs().mean()
+        expected = (student.network(student.normalize(images / 255))[0] - 1).abs().mean()
     torch.testing.assert_close(student.step(images, torch.ones(6, 3), random()), expected)
 
 
@@ -684,7 +679,7 @@ def test_floats_are_taken_as_they_are():
     data = toy()
     one, other = learner(data), learner(data)
     loss = one.step(data.images[:6], data.labels[:6], random())
-    torch.testing.assert_close(loss, other.step(one.normalise(data.images[:6] / 255), data.labels[:6], random()))
+    torch.testing.assert_close(loss, other.step(one.normalize(data.images[:6] / 255), data.labels[:6], random()))
 
 
 def test_the_rate_falls_to_a_tenth_after_half():

@@ -12,7 +12,7 @@ def cloud(n, mean=0.0, spread=1.0, seed=0, size=4):
 
 def test_a_line_by_hand():
     real, fake = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.tensor([[0.4], [0.5], [30.0]])
-    # Balls of one neighbour: real radii 1, 1, 1, 8; generated radii 0.1, 0.1, 29.5.
+    # Balls of one neighbor: real radii 1, 1, 1, 8; generated radii 0.1, 0.1, 29.5.
     assert coverage_scores(real, fake, k=1) == {
         "precision": pytest.approx(2 / 3),
         "recall": pytest.approx(3 / 4),  # 30 +- 29.5 holds 1, 2 and 10

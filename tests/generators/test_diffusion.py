@@ -10,11 +10,12 @@ from diffusers import DDPMScheduler, DiTPipeline, DiTTransformer2DModel, DPMSolv
 from kinds import NAMES, diffusion, parts
 
 from hf_gdd import AutoGenerator, DiffusionGenerator, DiffusionSampling
-from hf_gdd.data.imagenet import SUBSETS, rows_of, synsets
+from hf_gdd.data.imagenet import SUBSETS, class_rows_of, synsets
 from hf_gdd.generators.diffusion import ancestral_step
+from hf_gdd.generators.dit_pipeline import NULL_CLASS
+from hf_gdd.generators.noise import noise
 from hf_gdd.hub.loading import LoadError
-from hf_gdd.methods.diffusion_memory.dit import NULL_CLASS, Scaled, for_saving, for_training, tuned_parameters
-from hf_gdd.utils.random import noise
+from hf_gdd.methods.diffusion_memory.dit import DiffFitLinear, prepare_for_training, to_stock_layout, tuned_parameters
 
 LABELS, INDICES = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 0, 1])
 
@@ -88,9 +89,9 @@ def test_selected_classes_are_the_models_own(tmp_path):
 
 def test_subsets_are_the_published_classes():
     known = dict(enumerate(f"name {row}" for row in range(1000)))
-    assert rows_of(SUBSETS["imagenette"], known) == (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
-    assert rows_of(SUBSETS["imagewoof"], known) == (193, 182, 258, 162, 155, 167, 159, 273, 207, 229)
-    assert rows_of(SUBSETS["imageidc"], known) == (452, 64, 374, 236, 993, 176, 882, 904, 503, 74)
+    assert class_rows_of(SUBSETS["imagenette"], known) == (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+    assert class_rows_of(SUBSETS["imagewoof"], known) == (193, 182, 258, 162, 155, 167, 159, 273, 207, 229)
+    assert class_rows_of(SUBSETS["imageidc"], known) == (452, 64, 374, 236, 993, 176, 882, 904, 503, 74)
     assert len(set(synsets())) == 1000
 
 
@@ -99,7 +100,7 @@ def test_subsets_are_the_published_classes():
 )
 def test_classes_that_are_not_one_are_refused(wanted, words):
     with pytest.raises(ValueError, match=words):
-        rows_of([wanted], {0: "tench", 1: "crane", 2: "crane"})
+        class_rows_of([wanted], {0: "tench", 1: "crane", 2: "crane"})
 
 
 # ---- steps
@@ -188,7 +189,7 @@ def edit(path, **fields):
         ("size of 100,000,000", "transformer/config.json", {"num_layers": 100_000_000}),
         ("size of 100,000", "vae/config.json", {"block_out_channels": [100_000, 8]}),
         ("size of 5,000", "transformer/config.json", {"sample_size": 5000}),
-        ("quantiser", "transformer/config.json", {"quantization_config": {"load_in_8bit": True}}),
+        ("quantizer", "transformer/config.json", {"quantization_config": {"load_in_8bit": True}}),
         ("latents of the autoencoder", "transformer/config.json", {"in_channels": 3}),
         ("num_train_timesteps is 'many'", "scheduler/scheduler_config.json", {"num_train_timesteps": "many"}),
         ("num_train_timesteps is 1000000", "scheduler/scheduler_config.json", {"num_train_timesteps": 1_000_000}),
@@ -236,7 +237,7 @@ def published(depth=28):
 
 def test_partial_tuning_trains_the_published_parameters():
     """Biases, label table and factors of the public Minimax code; 675 million in all."""
-    transformer = for_training(published(), scaled=True)
+    transformer = prepare_for_training(published(), scaled=True)
     counts = {"gammas": 0, "embedding_table": 0, "bias": 0}
     for parameter, name in ((p, n) for n, p in transformer.named_parameters()):
         kind = next((kind for kind in counts if kind in name), None)
@@ -260,22 +261,22 @@ def test_what_is_saved_computes_what_was_trained():
     one, other = (block.norm1.emb for block in transformer.transformer_blocks)
     other.load_state_dict(one.state_dict())  # as in a published model
     before = forward(transformer)
-    trained = for_training(transformer, scaled=True).train()
+    trained = prepare_for_training(transformer, scaled=True).train()
     torch.testing.assert_close(forward(trained), before)
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-    saved = for_saving(deepcopy(trained))
+    saved = to_stock_layout(deepcopy(trained))
     torch.testing.assert_close(forward(saved), forward(trained), atol=1e-5, rtol=1e-5)
     assert (forward(saved) - before).abs().max() > 0.1
-    assert not any(isinstance(module, Scaled) for module in saved.modules())
+    assert not any(isinstance(module, DiffFitLinear) for module in saved.modules())
     assert saved.state_dict().keys() == parts()["transformer"].state_dict().keys()
     embedders = [block.norm1.emb for block in saved.transformer_blocks]
     assert embedders[0].class_embedder is not embedders[1].class_embedder
 
 
 def test_training_drops_no_label_of_its_own():
-    trained = for_training(parts()["transformer"], scaled=False).train()
+    trained = prepare_for_training(parts()["transformer"], scaled=False).train()
     outputs = [forward(trained) for _ in range(8)]
     assert all(torch.equal(outputs[0], other) for other in outputs)
     hidden = torch.full_like(LABELS, NULL_CLASS)

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from hf_gdd import AutoGenerator
-from hf_gdd.generators.base import Sampling
 from hf_gdd.generators.gan import MAX_SIZE, MIN_SIZE, ConditionalGANGenerator, Discriminator, map_sizes
 from hf_gdd.generators.pretrained import GRID_COLUMNS
+from hf_gdd.generators.sampling import Sampling
 from hf_gdd.hub.loading import LoadError
 from hf_gdd.report import Report, Result
 from hf_gdd.utils.plotting import image_grid
@@ -24,7 +24,7 @@ REPORT = Report(
     train="toy:train",
     test="toy:test",
     recipe={"lr": 0.01},
-    normalisation="real",
+    normalization="real",
     device="cpu",
 )
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_gdd import AutoGenerator
 from hf_gdd.generators.gan import ConditionalGANGenerator
-from hf_gdd.generators.model import GeneratorModel
+from hf_gdd.generators.pretrained import GeneratorModel
 from hf_gdd.hub.loading import FORMAT_VERSION, LoadError, resolve
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -255,7 +255,7 @@ def test_a_broken_index_of_shards(folder, index, words):
 
 def test_a_quantiser_is_refused(folder):
     configure(folder, quantization_config={"quant_method": "bitsandbytes"})
-    with refused("config.json", "quantiser"):
+    with refused("config.json", "quantizer"):
         AutoGenerator.from_pretrained(folder)
 
 

@@ -13,11 +13,12 @@ from kinds import diffusion, parts
 from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, DiffusionSampling, ImageTensors, classifiers
 from hf_gdd.cli.main import main
 from hf_gdd.data.imagenet import SUBSETS
+from hf_gdd.generators.dit_pipeline import NULL_CLASS
 from hf_gdd.methods.diffusion_memory.autoencoder import Latents, small_autoencoder
 from hf_gdd.methods.diffusion_memory.config import DiffusionMemoryConfig
-from hf_gdd.methods.diffusion_memory.dit import NULL_CLASS
-from hf_gdd.training.run_folder import load_state, stage_file
+from hf_gdd.training.run_folder import stage_file
 from hf_gdd.training.trainer import Trainer
+from hf_gdd.utils.io import load_state
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)
 FAST = {"width": 16, "depth": 2, "heads": 2, "vae_width": 4, "latent_channels": 2, "sampling_steps": 2, "max_steps": 4}
@@ -270,7 +271,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, step, update)
     walk = cut.step
 
     def fail(indices):
-        if cut.at.total == step:
+        if cut.state.global_step == step:
             raise PowerCut
         return walk(indices)
 
@@ -327,7 +328,7 @@ def test_what_is_looked_at(tmp_path):
     trainer = make(tmp_path / "run")
     trainer._open(None)
     while_encoding = trainer.picture()
-    trainer.at.stage = 1
+    trainer.state.stage = 1
     assert trainer.picture().height > while_encoding.height
 
 

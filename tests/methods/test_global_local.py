@@ -3,18 +3,19 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from hf_gdd.methods.global_local import trainer as global_local
 from torch import nn
 
 from hf_gdd.classifiers.augment import Augment
 from hf_gdd.classifiers.networks import build_network, frozen
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
+from hf_gdd.methods.global_local import trainer as global_local
 from hf_gdd.methods.global_local.matching_distance import matching_losses
 from hf_gdd.methods.global_local.model_pool import ModelPool
 from hf_gdd.methods.global_local.trainer import GlobalLocalTrainer
-from hf_gdd.training.run_folder import load_state, stage_file
+from hf_gdd.training.run_folder import stage_file
 from hf_gdd.training.trainer import Trainer
+from hf_gdd.utils.io import load_state
 from hf_gdd.utils.random import Random
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)
@@ -35,8 +36,8 @@ def opened(folder, stage, **overrides):
     """A trainer with everything built, at the beginning of a stage."""
     trainer = make(folder, **overrides)
     trainer._open(None)
-    trainer.at.stage = [s.name for s in trainer.stages].index(stage)
-    trainer.begin(trainer.stages[trainer.at.stage])
+    trainer.state.stage = [s.name for s in trainer.stages].index(stage)
+    trainer.begin(trainer.stages[trainer.state.stage])
     return trainer
 
 
@@ -131,7 +132,7 @@ def test_generator_gradient_is_that_of_the_equations(tmp_path, monkeypatch, meth
     expected = expected + weights[0] * (fake_logits.log_softmax(1) - real_logits.log_softmax(1)).square().mean()
     if method == "global-local":
         expected = expected + weights[1] * (fake_feature.mean(0) - real_feature.mean(0)).square().sum()
-    # float32 statistics of the data are what both sides normalise by
+    # float32 statistics of the data are what both sides normalize by
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=1e-7)
     wanted = torch.autograd.grad(expected, list(case.generator.parameters()), allow_unused=True)
     for actual, reference in zip(gradients, wanted, strict=True):
@@ -328,7 +329,7 @@ def test_gradient_shares_are_logged_and_sum_to_one(tmp_path):
     trainer = make(tmp_path / "run", global_weight=1.0)
     computed, original = [], global_local.gradient_shares
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(global_local, "gradient_shares", lambda *a: computed.append(trainer.at.step) or original(*a))
+        patch.setattr(global_local, "gradient_shares", lambda *a: computed.append(trainer.state.step) or original(*a))
         trainer.fit()
     assert computed == [2, 5, 2, 5]  # in the steps that are logged and in no other
     records = trainer.run.records()

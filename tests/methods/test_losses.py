@@ -5,20 +5,18 @@ import math
 import pytest
 import torch
 
+from hf_gdd.methods.diffusion_memory.losses import diversity_loss, representativeness_loss, variance_bound
 from hf_gdd.methods.global_local.losses import (
     ADVERSARIAL,
-    GLOBAL,
-    LOCAL,
+    GLOBAL_REDUCTIONS,
+    LOCAL_REDUCTIONS,
     discriminator_adversarial,
-    diversity_loss,
     generator_adversarial,
     global_loss,
     gradient_penalty,
-    gradient_shares,
     local_loss,
-    representativeness_loss,
-    variance_bound,
 )
+from hf_gdd.training.metrics_log import gradient_shares
 
 FAKE_LOGITS = [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]
 REAL_LOGITS = [[1.0, 0.0, 3.0], [2.0, 0.0, 1.0]]
@@ -55,14 +53,14 @@ def maps(values):
     return tensor(values).reshape(2, 1, 3, 1)
 
 
-@pytest.mark.parametrize("reduction", GLOBAL)
+@pytest.mark.parametrize("reduction", GLOBAL_REDUCTIONS)
 def test_global_loss(reduction):
     loss = global_loss(tensor(FAKE_LOGITS), tensor(REAL_LOGITS), reduction)
     assert loss.shape == ()
     assert loss.item() == pytest.approx(EXPECTED_GLOBAL[reduction], rel=1e-12)
 
 
-@pytest.mark.parametrize("reduction", LOCAL)
+@pytest.mark.parametrize("reduction", LOCAL_REDUCTIONS)
 @pytest.mark.parametrize("layout", [tensor, maps])
 def test_local_loss(reduction, layout):
     loss = local_loss(layout(FAKE_FEATURES), layout(REAL_FEATURES), reduction)
@@ -75,7 +73,7 @@ def test_defaults_are_the_forms_of_the_public_code():
     assert local_loss(tensor(FAKE_FEATURES), tensor(REAL_FEATURES)).item() == pytest.approx(6, rel=1e-12)
 
 
-@pytest.mark.parametrize("reduction", LOCAL)
+@pytest.mark.parametrize("reduction", LOCAL_REDUCTIONS)
 def test_only_paired_forms_see_the_order_of_a_batch(reduction):
     fake = tensor(FAKE_FEATURES)
     assert (local_loss(fake.flip(0), fake, reduction).item() == 0) == (reduction == "batchmean_sum")
@@ -87,7 +85,7 @@ def test_global_loss_ignores_a_shift_of_the_logits_only_after_softmax():
     assert global_loss(fake + 5, fake, "logit_mean").item() == pytest.approx(25)
 
 
-@pytest.mark.parametrize(("loss", "forms"), [(global_loss, GLOBAL), (local_loss, LOCAL)])
+@pytest.mark.parametrize(("loss", "forms"), [(global_loss, GLOBAL_REDUCTIONS), (local_loss, LOCAL_REDUCTIONS)])
 def test_gradient_reaches_the_generated_side(loss, forms):
     for reduction in forms:
         fake = tensor(FAKE_FEATURES).requires_grad_()

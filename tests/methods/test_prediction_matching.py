@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hf_gdd.methods.prediction_matching import trainer as prediction_matching
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_gdd import (
@@ -20,16 +19,17 @@ from hf_gdd import (
     evaluate,
     load_distilled_dataset,
 )
+from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.classifiers.networks import build_network, frozen
 from hf_gdd.classifiers.teachers import Teachers
 from hf_gdd.cli.main import main
-from hf_gdd.data.normalization import view_of
+from hf_gdd.data.normalization import input_transform
 from hf_gdd.data.pixels import to_unit
+from hf_gdd.methods.prediction_matching import trainer as prediction_matching
 from hf_gdd.methods.prediction_matching.config import PRESETS, PredictionMatchingConfig
 from hf_gdd.methods.prediction_matching.groups import Group
 from hf_gdd.methods.prediction_matching.trainer import prediction_terms
 from hf_gdd.report import RANDOM_REAL
-from hf_gdd.training.metrics_log import NonFiniteLossError
 from hf_gdd.training.trainer import Trainer
 from hf_gdd.utils.random import Random
 
@@ -130,7 +130,7 @@ def test_momentum_and_rate_are_those_of_sgd_over_the_whole_bank(opened):
     sgd = torch.optim.SGD([reference], lr=1.5, momentum=0.5)
     teacher = trainer.teachers[group.teacher_number]
     for step, rows in enumerate((torch.arange(20), torch.arange(5), torch.arange(3, 9), torch.arange(2))):
-        trainer.at.step = step
+        trainer.state.step = step
         sgd.param_groups[0]["lr"] = 1.5 * (0.3 if step >= 2 else 1.0)
         terms = prediction_terms(reference[rows], group.labels[rows], teacher, group.students)
         (reference.grad,) = torch.autograd.grad(0.1 * terms["cross_entropy"] - terms["gap"], reference)
@@ -191,7 +191,9 @@ def test_when_snapshots_are_taken(make, epochs, count, expected):
 def test_students_are_drawn_anew_every_third_iteration(make, monkeypatch):
     seen, train = [], PredictionMatchingTrainer.train_students
     monkeypatch.setattr(
-        PredictionMatchingTrainer, "train_students", lambda self, *args: seen.append(self.at.step) or train(self, *args)
+        PredictionMatchingTrainer,
+        "train_students",
+        lambda self, *args: seen.append(self.state.step) or train(self, *args),
     )
     make(iterations=8).fit()
     assert seen == [0, 3, 6]
@@ -213,7 +215,7 @@ def test_images_that_are_not_finite_are_neither_kept_nor_published(make, tmp_pat
     move = trainer.move_images
 
     def spoil(group, rows):
-        if trainer.at.step == 5:  # the last
+        if trainer.state.step == 5:  # the last
             group.velocity[3] = torch.nan
         return move(group, rows)
 
@@ -249,7 +251,7 @@ def trained(monkeypatch):
 
 def teachers(folder, network="convnet1", data=FEW, **settings):
     recipe = PRESETS["tiny"].changed(teacher_epochs=3, **settings).teacher_recipe
-    return Teachers(network, data, view_of(data, zca=False), recipe, folder)
+    return Teachers(network, data, input_transform(data, zca=False), recipe, folder)
 
 
 def test_a_teacher_is_trained_once_and_the_same_in_every_run(tmp_path, monkeypatch):
@@ -337,7 +339,7 @@ def test_teachers_trained_in_step_are_those_trained_alone(tmp_path, monkeypatch)
 def test_teachers_go_on_together_from_one_place(tmp_path, monkeypatch):
     """Teacher 1 was stopped alone after one epoch, the others in step after two."""
     monkeypatch.setattr("hf_gdd.classifiers.teachers._SAVE_EVERY", 0)
-    whole, cut, step = teachers(tmp_path / "whole"), teachers(tmp_path / "cut"), cohort.Cohort.step
+    whole, cut, step = teachers(tmp_path / "whole"), teachers(tmp_path / "cut"), cohort.ClassifierEnsemble.step
     whole.prepare(range(3))
     in_step(monkeypatch)
     for numbers, last in (([1], 4), ([0, 2], 6)):
@@ -349,10 +351,10 @@ def test_teachers_go_on_together_from_one_place(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return step(self, *args)
 
-        monkeypatch.setattr(cohort.Cohort, "step", stop)
+        monkeypatch.setattr(cohort.ClassifierEnsemble, "step", stop)
         with pytest.raises(KeyboardInterrupt):
             cut.prepare(numbers)
-    monkeypatch.setattr(cohort.Cohort, "step", step)
+    monkeypatch.setattr(cohort.ClassifierEnsemble, "step", step)
     assert len(list((tmp_path / "cut").rglob("*.partial"))) == 3
     parties, train = [], Teachers._train
     monkeypatch.setattr(
@@ -370,13 +372,13 @@ def test_of_teachers_in_step_only_what_diverged_is_lost(tmp_path, monkeypatch):
     in_step(monkeypatch)
     built = Teachers._built
 
-    def spoilt(self, number):
+    def spoiled(self, number):
         network = built(self, number)
         if number == 1:
             next(network.parameters()).data.fill_(torch.nan)
         return network
 
-    monkeypatch.setattr(Teachers, "_built", spoilt)
+    monkeypatch.setattr(Teachers, "_built", spoiled)
     made = teachers(tmp_path)
     with pytest.raises(NonFiniteLossError, match="teacher 1 are not finite"):
         made.prepare(range(3))
@@ -394,7 +396,7 @@ def test_students_of_groups_in_step_are_those_trained_alone(make, monkeypatch):
     for number, group in alone.groups.own.items():
         other = together.groups.own[number]
         assert other.teacher_number == group.teacher_number
-        assert torch.equal(other.random.device.get_state(), group.random.device.get_state())
+        assert torch.equal(other.random.rng.get_state(), group.random.rng.get_state())
         assert len(other.students) == len(group.students) == 5
         for one, two in zip(group.students, other.students, strict=True):
             torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=1e-3, atol=1e-4)
@@ -484,7 +486,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(make, monkeypatch, settings, sto
     step = cut.step
 
     def interrupted(indices):
-        if cut.at.total == stop:
+        if cut.state.global_step == stop:
             raise RuntimeError("power cut")
         return step(indices)
 

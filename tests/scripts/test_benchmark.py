@@ -87,7 +87,7 @@ def test_the_plain_step_is_ours(bench, monkeypatch, stage):
     assert len(plain.own) == (2 if stage == "match" else 0)
     assert all(math.isfinite(value) for value in plain().values())
     assert not any(replay.drawn.values())
-    lr = trainer.stages[trainer.at.stage].lr
+    lr = trainer.stages[trainer.state.stage].lr
     assert_same(trainer.generator, plain.generator, lr)
     assert_same(trainer.discriminator, plain.discriminator, lr)
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))

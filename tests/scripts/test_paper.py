@@ -20,7 +20,7 @@ from hf_gdd import AutoGenerator, GlobalLocalTrainer, Recipe
 from hf_gdd.data.loading import DIGITS
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
 from hf_gdd.report import Report, Result
-from hf_gdd.training.run_folder import load_state, save_state
+from hf_gdd.utils.io import load_state, save_state
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

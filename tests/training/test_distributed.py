@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import Client
+from hf_gdd.utils.convolution import WeightProducts
 from kinds import gan
 
 import hf_gdd.distilled.builder
@@ -22,14 +23,13 @@ from hf_gdd import (
     PredictionMatchingTrainer,
     load_distilled_dataset,
 )
+from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.classifiers.teachers import Teachers
-from hf_gdd.methods.global_local.losses import GLOBAL, LOCAL, global_loss, local_loss
-from hf_gdd.training.distributed import own_device
-from hf_gdd.training.errors import RunFault
-from hf_gdd.training.metrics_log import NonFiniteLossError
-from hf_gdd.training.run_folder import load_state
-from hf_gdd.training.state import Interrupted
-from hf_gdd.utils.convolution import WeightProducts
+from hf_gdd.methods.global_local.losses import GLOBAL_REDUCTIONS, LOCAL_REDUCTIONS, global_loss, local_loss
+from hf_gdd.training.errors import RunError
+from hf_gdd.training.signals import Interrupted
+from hf_gdd.utils.device import own_device
+from hf_gdd.utils.io import load_state
 
 SETTINGS = {"preset": "tiny", "width": 4, "max_steps": 4, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 2}
 
@@ -82,7 +82,7 @@ def train(folder):
     for module in (run.generator, run.discriminator, run.pool.learner.network):
         one, other = everywhere(torch.nn.utils.parameters_to_vector(module.parameters()).detach())
         assert torch.equal(one, other)
-    for state in (run.random.device.get_state(), run.match_random.device.get_state()):
+    for state in (run.random.rng.get_state(), run.match_random.rng.get_state()):
         one, other = everywhere(state)
         assert torch.equal(one, other)
 
@@ -234,7 +234,7 @@ def gradients(folder):
     mine, every = run.processes.part, run.processes.gathered
     generator = torch.Generator().manual_seed(1)
     fake, real = torch.randn(2, 6, 5, generator=generator)
-    for loss, reductions in ((global_loss, GLOBAL), (local_loss, LOCAL)):
+    for loss, reductions in ((global_loss, GLOBAL_REDUCTIONS), (local_loss, LOCAL_REDUCTIONS)):
         for reduction in reductions:
             whole = fake.clone().requires_grad_()
             loss(whole, real, reduction).backward()
@@ -258,7 +258,7 @@ def test_a_batch_that_does_not_divide_is_refused(pair, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def spoilt(folder):
+def spoiled(folder):
     run = trainer(folder)
     step = run.step
 
@@ -272,7 +272,7 @@ def spoilt(folder):
 
 
 def test_a_bad_loss_in_one_process_stops_all(pair, tmp_path):
-    on_two(pair, spoilt, tmp_path / "run")
+    on_two(pair, spoiled, tmp_path / "run")
 
 
 def stopped(folder, log_every, seconds, step_reached):
@@ -280,7 +280,7 @@ def stopped(folder, log_every, seconds, step_reached):
     step = run.step
 
     def stop(indices):
-        if run.accelerator.process_index and run.at.total == 4:
+        if run.accelerator.process_index and run.state.global_step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(indices)
 
@@ -302,13 +302,13 @@ def one_is_killed(folder, at):
     step = run.step
 
     def last_step(indices):
-        if run.at.total == at and run.processes.index == 1:
+        if run.state.global_step == at and run.processes.index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(indices)
 
     run.step = last_step
     told = f"processes of this run lost each other.*the same command again: it goes on from .*step-00000000{at - 1}"
-    with pytest.raises(RunFault, match=told):
+    with pytest.raises(RunError, match=told):
         run.fit()
 
 
@@ -322,7 +322,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(pair, tmp_path):
         torch.testing.assert_close(last[0][part], last[1][part], rtol=0, atol=0)
 
 
-def materialise(folder, fails=None):
+def materialize(folder, fails=None):
     """Make a set of 15 parts and note the rows that this process was asked for; one process may fail at its first."""
     rank, generator, asked = int(os.environ["RANK"]), gan(), []
     sample = generator.sample
@@ -354,7 +354,7 @@ def asked_in(folder):
 
 
 def test_processes_divide_a_set(pair, tmp_path):
-    on_two(pair, materialise, tmp_path)
+    on_two(pair, materialize, tmp_path)
     one, other = asked_in(tmp_path)
     assert sorted(one + other) == list(range(60))
     assert min(len(one), len(other)) >= 4
@@ -363,7 +363,7 @@ def test_processes_divide_a_set(pair, tmp_path):
 
 @pytest.mark.parametrize("fails", [0, 1])
 def test_what_one_process_fails_to_make_the_other_makes(pair, tmp_path, fails):
-    on_two(pair, materialise, tmp_path, fails)
+    on_two(pair, materialize, tmp_path, fails)
     assert [sorted(rows) for rows in asked_in(tmp_path)] == [list(range(60))]
 
 

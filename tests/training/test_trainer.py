@@ -13,23 +13,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers.configuration_utils import register_to_config
-from hf_gdd.methods.global_local import trainer as global_local
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
 from hf_gdd import AutoGenerator, Stage, evaluate
+from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.pixels import to_tanh
-from hf_gdd.generators.model import GeneratorModel
+from hf_gdd.generators.noise import noise
+from hf_gdd.generators.pretrained import GeneratorModel
+from hf_gdd.methods.global_local import trainer as global_local
 from hf_gdd.methods.global_local.trainer import GlobalLocalConfig, GlobalLocalTrainer
 from hf_gdd.training.config import BOOKKEEPING, TrainingConfig
-from hf_gdd.training.errors import RunFault, disk_full
-from hf_gdd.training.metrics_log import MetricsLog, NonFiniteLossError
-from hf_gdd.training.run_folder import RunFolder, load_state, read_run, save_state, stage_file
-from hf_gdd.training.state import Interrupted, stop_signals
+from hf_gdd.training.errors import RunError
+from hf_gdd.training.metrics_log import MetricsLog
+from hf_gdd.training.run_folder import RunFolder, read_run, stage_file
+from hf_gdd.training.signals import Interrupted, stop_signals
 from hf_gdd.training.trainer import Trainer
-from hf_gdd.utils.random import noise
+from hf_gdd.utils.io import disk_full, load_state, save_state
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)
 FAST = {"width": 4, "max_steps": 6, "pool": ("convnet1",), "inner_steps": 1}
@@ -65,7 +67,7 @@ def at_step(trainer, total, action, before=False):
     original = trainer.step
 
     def step(indices):
-        now = trainer.at.total == total
+        now = trainer.state.global_step == total
         if now and before:
             action()
         metrics = original(indices)
@@ -133,7 +135,7 @@ def test_resuming_repeats_no_finished_step(tmp_path):
     stop_after(tmp_path / "run", 9)
     trainer, taken = make(tmp_path / "run"), []
     original = trainer.step
-    trainer.step = lambda indices: (taken.append(trainer.at.total), original(indices))[1]
+    trainer.step = lambda indices: (taken.append(trainer.state.global_step), original(indices))[1]
     trainer.fit()
     assert taken == [8, 9, 10, 11]  # from the checkpoint after 8 steps
 
@@ -145,7 +147,7 @@ class Slow(GlobalLocalTrainer):
 
     def step(self, indices):
         if self.pipe is not None:
-            os.write(self.pipe, f"{self.at.total}\n".encode())
+            os.write(self.pipe, f"{self.state.global_step}\n".encode())
             time.sleep(0.01)
         return super().step(indices)
 
@@ -257,14 +259,14 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, whole, recwarn):
     trainer, save = make(tmp_path / "run"), torch.save
 
     def disk_full(state, file):
-        if trainer.at.total < 8:
+        if trainer.state.global_step < 8:
             return save(state, file)
         file.write(b"PK half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", disk_full)
-        with pytest.raises(RunFault, match=r"No space left on device\. Free some space, then run .* from .*000006.pt"):
+        with pytest.raises(RunError, match=r"No space left on device\. Free some space, then run .* from .*000006.pt"):
             trainer.fit()
     assert checkpoints(tmp_path / "run") == ["stage-gan.pt", "step-000000006.pt"]  # older ones made room for a last try
     assert not list((tmp_path / "run").rglob("*.part"))
@@ -301,7 +303,7 @@ def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
     trainer.step = step
     size = trainer.config.gan_batch_size
     with pytest.raises(
-        RunFault, match=rf"Out of memory\. It was with gan_batch_size={size}: try gan_batch_size={size // 2}"
+        RunError, match=rf"Out of memory\. It was with gan_batch_size={size}: try gan_batch_size={size // 2}"
     ):
         trainer.fit()
 
@@ -342,7 +344,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
     def spoil(module, optimizer, loss):
         update(module, optimizer, loss)
-        if trainer.at.total == 7 and module is trainer.discriminator:
+        if trainer.state.global_step == 7 and module is trainer.discriminator:
             next(module.parameters()).data.fill_(float("nan"))
 
     trainer.update = spoil
@@ -476,7 +478,7 @@ def mixed_sizes():
         ({"global_reduction": "sum"}, "Unknown global_reduction 'sum'; choose one of logsoftmax_mean"),
         ({"local_reduction": "sum"}, "Unknown local_reduction 'sum'; choose one of batchmean_sum"),
         ({"mixed_precision": "fp8"}, "Unknown mixed_precision 'fp8'; choose one of no, bf16, auto"),
-        ({"match_augment": "colour"}, "unknown augmentation 'colour'; accepted"),
+        ({"match_augment": "color"}, "unknown augmentation 'hue'; accepted"),
         ({"pool": ("convnet33",)}, "unknown network 'convnet33'. Did you mean 'convnet3'"),
         ({"pool": ()}, "The pool is empty"),
         ({"trackers": ("nosuch",)}, "Tracker nosuch is not installed: pip install"),

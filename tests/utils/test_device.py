@@ -237,7 +237,7 @@ def test_bf16_is_near_float32(tmp_path):
     for precision in ("no", "bf16"):
         trainer = make(tmp_path / precision, width=32, mixed_precision=precision)
         trainer._open(None)
-        trainer.at.stage = 1
+        trainer.state.stage = 1
         losses = trainer.step(torch.arange(8))
         gradients = [
             torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (trainer.generator, trainer.discriminator)
@@ -292,7 +292,7 @@ def test_a_lazy_penalty_counts_as_often_as_it_is_left_out(tmp_path):
     real, state = images / 127.5 - 1, trainer.random.state_dict()
 
     def loss(step, **settings):
-        trainer.at.step, trainer.config = step, trainer.config.changed(**settings)
+        trainer.state.step, trainer.config = step, trainer.config.changed(**settings)
         trainer.random.load_state_dict(state)
         return trainer.discriminator_loss(real, labels).item()
 

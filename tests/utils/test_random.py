@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_gdd.utils.random import noise
+from hf_gdd.generators.noise import noise
 
 
 def test_moments_and_tails_are_normal():

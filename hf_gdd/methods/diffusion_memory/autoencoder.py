@@ -1,4 +1,4 @@
-"""The autoencoder whose latents are denoised: a small one from scratch, its loss, and a data set's latents."""
+"""The autoencoder of the diffusion methods: a small one from scratch, its losses, and a data set's latents."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.pixels import to_tanh
-from hf_gdd.methods.global_local.losses import at_least_float32
+from hf_gdd.utils.device import at_least_float32
 
 ENCODED_AT_ONCE = 64
 
@@ -39,11 +39,18 @@ def small_autoencoder(shape: tuple[int, int, int], *, width: int, levels: int, c
     )
 
 
-def autoencoder_losses(vae: AutoencoderKL, images: Tensor, drawn: Tensor) -> dict[str, Tensor]:
-    """Reconstruction error and divergence, each a mean, of images in [-1, 1] and normal noise in the latents' shape."""
+def autoencoder_losses(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """Return the mean reconstruction error and divergence of a variational autoencoder.
+
+    Args:
+        vae: the autoencoder.
+        images: in [-1, 1], [B, C, H, W].
+        noise: normal, in the shape of the latents.
+
+    """
     posterior = vae.encode(images).latent_dist
     mean, log_variance = at_least_float32(posterior.mean), at_least_float32(posterior.logvar)
-    latents = mean + (log_variance / 2).exp() * drawn
+    latents = mean + (log_variance / 2).exp() * noise
     restored = at_least_float32(vae.decode(latents.to(images.dtype)).sample)
     return {
         "reconstruction": F.mse_loss(restored, images),
@@ -52,18 +59,18 @@ def autoencoder_losses(vae: AutoencoderKL, images: Tensor, drawn: Tensor) -> dic
 
 
 class Latents:
-    """A data set's latents, encoded once and kept on the device: means and deviations, of its mirror images as well.
+    """Latents of a data set, encoded once and stored on the device: posterior means and standard deviations.
 
     Args:
-        vae: whose posterior is kept.
+        vae: the autoencoder.
         data: the images.
-        flip: whether the mirror images are kept as well.
+        flip: store the latents of mirrored images as well.
 
     Attributes:
         mean: [F, N, c, h, w], F 1 or 2.
-        deviation: likewise.
+        deviation: [F, N, c, h, w].
         labels: [N], on the same device.
-        scale: that brings all of them to a deviation of 1 together.
+        scale: factor that brings all latents together to a standard deviation of 1.
 
     """
 
@@ -83,10 +90,10 @@ class Latents:
 
     @property
     def shape(self) -> torch.Size:
-        """Of one latent."""
+        """Shape of one latent, [c, h, w]."""
         return self.mean.shape[2:]
 
-    def draw(self, rows: Tensor, mirrored: Tensor, drawn: Tensor) -> Tensor:
-        """A sample of the posterior of these rows [B], unscaled, from uniforms [B] and normal noise [B, c, h, w]."""
+    def sample(self, rows: Tensor, mirrored: Tensor, noise: Tensor) -> Tensor:
+        """Sample the posterior of these rows [B], unscaled, by uniforms [B] and normal noise [B, c, h, w]."""
         which = (mirrored * len(self.mean)).long()
-        return self.mean[which, rows] + self.deviation[which, rows] * drawn
+        return self.mean[which, rows] + self.deviation[which, rows] * noise

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_gdd.methods.global_local.losses import at_least_float32
+from hf_gdd.utils.device import at_least_float32
 
 EVICT = ("redundant", "oldest")
 

@@ -1,100 +1,107 @@
-"""The settings of diffusion with self-adaptive memory and its baselines, and the presets that hold them."""
+"""Settings and presets of the diffusion methods."""
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_gdd.generators.base import DiffusionSampling
+from hf_gdd.generators.sampling import DiffusionSampling
+from hf_gdd.methods.registry import register_method
 from hf_gdd.training.config import TrainingConfig, require_positive
 
-# Revision and licence; the main branches of these hold pickles only.
+TRAINER = "hf_gdd.methods.diffusion_memory.trainer:DiffusionMemoryTrainer"
+# Revision and license; the main branches of these hold pickles only.
 PUBLISHED = {"facebook/DiT-XL-2-256": ("refs/pr/1", "cc-by-nc-4.0")}
 
 
+@register_method("dit", trainer=TRAINER, paper="2212.09748", summary="Tune a diffusion transformer alone: the control.")
+@register_method(
+    "minimax",
+    trainer=TRAINER,
+    paper="2311.15529",
+    summary="Tune a diffusion transformer against memories that evict their oldest member (Minimax).",
+)
+@register_method(
+    "self-adaptive",
+    trainer=TRAINER,
+    paper="2505.19469",
+    summary="Tune a diffusion transformer against memories that evict their most redundant member.",
+)
 @dataclass(frozen=True)
 class DiffusionMemoryConfig(TrainingConfig):
-    """Settings of the three stages; the defaults of the last are those of the methods' public code.
-
-    Attributes:
-        preset: label of the preset that the settings were taken from: `paper` tunes a pretrained DiT-XL/2 and is for a
-            GPU, `lite` trains small networks from scratch for 32 px and more, `tiny` for digits.
-        method: `self-adaptive` evicts the most redundant member of a memory, `minimax` the oldest; `dit` has no memory:
-            the control of equal length that any gain must be measured against.
-        pretrained: folder or repo id of a `DiTPipeline` to tune; None to train networks from scratch.
-        pretrained_revision: branch, tag or commit of that repo; for a model of `PUBLISHED` the one known to be safe.
-        pretrained_license: of that model, handed down beside the data set's; for a model of `PUBLISHED` its own.
-        classes: which of the pretrained model's classes the data set's are, in order, by name or WordNet id; by the
-            data set's own class names if empty.
-        tuning: what the last stage trains: biases, label table and factors (`difffit`), or everything (`full`).
-        vae_width: channels of the first level of an autoencoder from scratch; each further level has twice as many.
-        vae_levels: of the autoencoder; each after the first halves the sides of the latent.
-        latent_channels: of the autoencoder.
-        kl_weight: of the divergence of its latents from the normal distribution.
-        vae_epochs: length of stage `vae`.
-        vae_batch_size: of stage `vae`.
-        vae_lr: Adam's rate in stage `vae`.
-        width: of a transformer from scratch.
-        depth: its blocks.
-        heads: of its attention.
-        patch_size: side of its patches of the latent.
-        dit_epochs: length of stage `dit`.
-        dit_batch_size: of stage `dit`.
-        dit_lr: AdamW's rate in stage `dit`.
-        tune_epochs: length of stage `tune`, the one with memories.
-        tune_batch_size: of stage `tune`.
-        tune_lr: AdamW's rate in stage `tune`.
-        flip: whether mirrored images are trained on as well.
-        label_dropout: share of the samples whose label is hidden, for guidance.
-        ema_decay: of the averaged transformer that is saved.
-        real_weight: of the distance to the real memory.
-        gen_weight: of the likeness to the generated memory.
-        real_memory: real latents that are remembered of each class.
-        gen_memory: predicted latents that are remembered of each class.
-        memory_update: `step`, as the public code evicts, or `epoch`, as the paper has it: what an epoch brings is
-            collected, and counts from the next on.
-        guidance: of the generator's own sampling, see `DiffusionSampling`.
-        sampling_steps: likewise.
-        scheduler: likewise.
-        start_from: folder of a finished run whose first stages replace this one's.
-
-    """
+    """Settings of the stages `vae`, `dit` and `tune`; the defaults of the last are those of the public code."""
 
     preset: Literal["paper", "lite", "tiny"] = "paper"
+    """`paper` tunes a pretrained DiT-XL/2 on a GPU, `lite` trains small networks for 32 px and more, `tiny` for digits"""
     method: Literal["self-adaptive", "minimax", "dit"] = "self-adaptive"
+    """`self-adaptive` evicts the most redundant member of a memory, `minimax` the oldest; `dit` has no memory: the control"""
     pretrained: str | None = "facebook/DiT-XL-2-256"
+    """folder or repo id of a `DiTPipeline` to tune; None to train networks from scratch"""
     pretrained_revision: str | None = None
+    """branch, tag or commit of that repo; for a model of PUBLISHED the one known to be safe"""
     pretrained_license: str | None = None
+    """license of that model, listed beside the data set's; for a model of PUBLISHED its own"""
     classes: tuple[str, ...] = ()
+    """classes of the pretrained model that are the data set's, in order, by name or WordNet id; its own names if empty"""
     tuning: Literal["difffit", "full"] = "difffit"
+    """what stage `tune` trains: biases, label table and factors (`difffit`), or everything (`full`)"""
     vae_width: int = 32
+    """channels of the first level of an autoencoder from scratch; each further level has twice as many"""
     vae_levels: int = 3
+    """levels of the autoencoder; each after the first halves the sides of the latent"""
     latent_channels: int = 4
+    """channels of the latent"""
     kl_weight: float = 1e-4
+    """weight of the latents' divergence from the normal distribution"""
     vae_epochs: int = 20
+    """epochs of stage `vae`"""
     vae_batch_size: int = 64
+    """images a step in stage `vae`"""
     vae_lr: float = 1e-3
+    """Adam's learning rate in stage `vae`"""
     width: int = 192
+    """channels of a transformer from scratch"""
     depth: int = 6
+    """blocks of a transformer from scratch"""
     heads: int = 4
+    """attention heads of a transformer from scratch"""
     patch_size: int = 1
+    """side of the transformer's patches of the latent"""
     dit_epochs: int = 40
+    """epochs of stage `dit`"""
     dit_batch_size: int = 64
+    """images a step in stage `dit`"""
     dit_lr: float = 5e-4
+    """AdamW's learning rate in stage `dit`"""
     tune_epochs: int = 8
+    """epochs of stage `tune`, the one with memories"""
     tune_batch_size: int = 8
+    """images a step in stage `tune`"""
     tune_lr: float = 1e-3
+    """AdamW's learning rate in stage `tune`"""
     flip: bool = True
+    """train on mirrored images as well"""
     label_dropout: float = 0.1
+    """share of the samples whose label is dropped, for guidance"""
     ema_decay: float = 0.9999
+    """decay of the averaged transformer that is saved"""
     real_weight: float = 0.002
+    """weight of the distance to the real memory"""
     gen_weight: float = 0.008
+    """weight of the similarity to the generated memory"""
     real_memory: int = 64
+    """real latents remembered of each class"""
     gen_memory: int = 64
+    """predicted latents remembered of each class"""
     memory_update: Literal["step", "epoch"] = "step"
-    guidance: float = 4.0
-    sampling_steps: int = 50
+    """`step`, as the public code evicts, or `epoch`, as the paper has it: what an epoch brings counts from the next on"""
+    guidance_scale: float = 4.0
+    """guidance scale of the generator's own sampling, see `DiffusionSampling`"""
+    num_inference_steps: int = 50
+    """denoising steps of the generator's own sampling"""
     scheduler: Literal["ddim", "ddpm", "dpm++"] = "ddpm"
+    """scheduler of the generator's own sampling"""
     start_from: str | None = None
+    """folder of a finished run whose first stages replace this one's"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,32 +124,32 @@ class DiffusionMemoryConfig(TrainingConfig):
             raise ValueError("Pass pretrained or start_from, not both: each says where the first stages come from.")
         if self.classes and not self.pretrained:
             raise ValueError("classes are those of a pretrained model: leave them out when training from scratch.")
-        self.sampling  # noqa: B018, which refuses what cannot be sampled
+        self.sampling  # noqa: B018, it refuses what cannot be sampled
 
     @property
     def sampling(self) -> DiffusionSampling:
-        """How the trained generator samples unless told otherwise."""
-        return DiffusionSampling(self.guidance, self.sampling_steps, self.scheduler)
+        """Default sampling of the trained generator."""
+        return DiffusionSampling(self.guidance_scale, self.num_inference_steps, self.scheduler)
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weights of the memory terms that the method uses."""
+        """Weights of the memory terms, 0 for those that the method leaves out."""
         used = self.method != "dit"
         return {"real": self.real_weight * used, "generated": self.gen_weight * used}
 
     @property
     def base(self) -> tuple[str | None, str | None]:
-        """Revision and licence of the pretrained model, as far as known."""
-        revision, licence = PUBLISHED.get(self.pretrained, (None, None))
-        return self.pretrained_revision or revision, self.pretrained_license or licence
+        """Revision and license of the pretrained model, None where unknown."""
+        revision, license = PUBLISHED.get(self.pretrained, (None, None))
+        return self.pretrained_revision or revision, self.pretrained_license or license
 
     @property
     def evict(self) -> str:
-        """The rule of the memories."""
+        """Eviction rule of the memories."""
         return "oldest" if self.method == "minimax" else "redundant"
 
     def identity(self) -> dict[str, Any]:
-        """What is computed, as primitives; without the sizes of networks that are not built."""
+        """Return what is computed, as primitives, without the sizes of networks that are not built."""
         unused = ("vae_", "dit_", "width", "depth", "heads", "patch_size", "latent_channels", "kl_weight")
         settings = super().identity()
         if self.pretrained:
@@ -167,8 +174,8 @@ PRESETS = {
         tune_epochs=2,
         tune_batch_size=64,
         ema_decay=0.995,
-        guidance=2.0,
-        sampling_steps=20,
+        guidance_scale=2.0,
+        num_inference_steps=20,
         scheduler="dpm++",
     ),
     "tiny": DiffusionMemoryConfig(
@@ -186,8 +193,8 @@ PRESETS = {
         ema_decay=0.99,
         real_weight=0.02,
         gen_weight=0.08,
-        guidance=1.0,
-        sampling_steps=20,
+        guidance_scale=1.0,
+        num_inference_steps=20,
         scheduler="dpm++",
         checkpoint_every=250,
     ),

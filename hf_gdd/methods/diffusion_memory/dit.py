@@ -7,7 +7,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
-NULL_CLASS = 1000  # the row that a stock DiTPipeline takes for "no label", whatever the number of classes
+from hf_gdd.generators.dit_pipeline import NULL_CLASS
 
 
 def small_transformer(
@@ -15,7 +15,7 @@ def small_transformer(
 ) -> DiTTransformer2DModel:
     """An untrained DiT on latents [channels, size, size] that also predicts its variance.
 
-    It is initialised as the DiT paper says (Peebles & Xie, 2023, Sec. 3.2, adaLN-Zero): every block begins as the
+    It is initialized as the DiT paper says (Peebles & Xie, 2023, Sec. 3.2, adaLN-Zero): every block begins as the
     identity and the output as zero. diffusers by itself does not do that.
     """
     transformer = DiTTransformer2DModel(
@@ -43,7 +43,7 @@ def small_transformer(
     return transformer
 
 
-class Scaled(nn.Module):
+class DiffFitLinear(nn.Module):
     """A linear layer with learned factors on its output (DiffFit, Xie et al., 2023); `folded` is a plain layer again.
 
     Args:
@@ -73,7 +73,7 @@ class Scaled(nn.Module):
         return folded
 
 
-def for_training(transformer: DiTTransformer2DModel, scaled: bool) -> DiTTransformer2DModel:
+def prepare_for_training(transformer: DiTTransformer2DModel, scaled: bool) -> DiTTransformer2DModel:
     """Share one embedder of step and label between the blocks, and let it drop no labels; changes its argument.
 
     diffusers gives each block an embedder of its own, with equal weights at first, which drops labels independently of
@@ -92,17 +92,17 @@ def for_training(transformer: DiTTransformer2DModel, scaled: bool) -> DiTTransfo
         block.norm1.emb = shared
     for block in blocks[: len(blocks) // 2] if scaled else ():
         for name in ("to_q", "to_k", "to_v"):
-            setattr(block.attn1, name, Scaled(getattr(block.attn1, name)))
-        block.attn1.to_out[0] = Scaled(block.attn1.to_out[0], count=2)
-        block.ff.net[2] = Scaled(block.ff.net[2])
+            setattr(block.attn1, name, DiffFitLinear(getattr(block.attn1, name)))
+        block.attn1.to_out[0] = DiffFitLinear(block.attn1.to_out[0], count=2)
+        block.ff.net[2] = DiffFitLinear(block.ff.net[2])
     return transformer
 
 
-def for_saving(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel:
+def to_stock_layout(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel:
     """Turn it into the stock model that computes the same: an embedder for each block, factors folded into weights."""
     for parent in list(transformer.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Scaled):
+            if isinstance(child, DiffFitLinear):
                 setattr(parent, name, child.folded())
     for block in transformer.transformer_blocks:
         block.norm1.emb = deepcopy(block.norm1.emb)

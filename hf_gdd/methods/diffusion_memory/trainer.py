@@ -9,30 +9,26 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hf_gdd.data.loading import merge_licenses
 from hf_gdd.data.pixels import tanh_to_uint8, to_tanh
 from hf_gdd.generators.diffusion import DiffusionGenerator
-from hf_gdd.hub.cards import union
+from hf_gdd.generators.dit_pipeline import NULL_CLASS
 from hf_gdd.methods.diffusion_memory.autoencoder import Latents, autoencoder_losses, small_autoencoder
 from hf_gdd.methods.diffusion_memory.class_memory import ClassMemory
 from hf_gdd.methods.diffusion_memory.config import PRESETS, DiffusionMemoryConfig
 from hf_gdd.methods.diffusion_memory.dit import (
-    NULL_CLASS,
-    for_saving,
-    for_training,
     null_labels,
+    prepare_for_training,
     small_transformer,
+    to_stock_layout,
     tuned_parameters,
 )
-from hf_gdd.methods.global_local.losses import (
-    at_least_float32,
-    diversity_loss,
-    gradient_shares,
-    representativeness_loss,
-    variance_bound,
-)
+from hf_gdd.methods.diffusion_memory.losses import diversity_loss, representativeness_loss, variance_bound
 from hf_gdd.training.config import Stage
-from hf_gdd.training.run_folder import check_start, load_state, stage_file, start_settings
+from hf_gdd.training.metrics_log import gradient_shares
+from hf_gdd.training.run_folder import StartPoint
 from hf_gdd.training.trainer import Trainer
+from hf_gdd.utils.device import at_least_float32
 from hf_gdd.utils.plotting import image_grid
 from hf_gdd.utils.random import seeded
 
@@ -40,25 +36,25 @@ VAE, DIT, TUNE = "vae", "dit", "tune"
 # What shapes the first stages: a run may start from another's only if these are equal.
 FIRST_SETTINGS = ("seed", "vae_width", "vae_levels", "latent_channels", "kl_weight", "width", "depth", "heads")
 FIRST_SETTINGS += ("patch_size", "flip", "label_dropout", "ema_decay", "tuning")
-FIRST_STATE = ("vae", "transformer", "average_dit", "random", "batches")
+FIRST_PARTS = frozenset({"vae", "transformer", "average_dit", "random", "batches"})
 FIRST_LENGTH = tuple(f"{stage}_{name}" for stage in (VAE, DIT) for name in ("epochs", "batch_size", "lr"))
 
 
-class Base:
-    """The pretrained model of a run: its weights are not in the checkpoints, so that none may go on with another."""
+class PretrainedBase:
+    """Fingerprint of the base model, so that a checkpoint cannot be resumed with other base weights."""
 
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
 
     def state_dict(self) -> dict[str, str]:
-        """The model's fingerprint."""
+        """Return the model's fingerprint."""
         return {"fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """Refuse to go on from the checkpoint of another model.
+        """Refuse the checkpoint of another model.
 
         Raises:
-            ValueError: it is of another.
+            ValueError: the fingerprints differ.
 
         """
         if state["fingerprint"] != self.fingerprint:
@@ -69,9 +65,14 @@ class Base:
 
 
 class DiffusionMemoryTrainer(Trainer):
-    """Stage `vae` trains an autoencoder, `dit` a transformer on its latents, `tune` that one against memories.
+    """Train an autoencoder (`vae`), a transformer on its latents (`dit`), and tune it against memories (`tune`).
 
-    A pretrained model takes the place of the first two.
+    A pretrained model replaces the first two stages.
+
+    Example:
+        trainer = DiffusionMemoryTrainer("digits", preset="tiny", output_dir="runs/digits-memory")
+        generator = trainer.fit()
+
     """
 
     config_class = DiffusionMemoryConfig
@@ -83,29 +84,30 @@ class DiffusionMemoryTrainer(Trainer):
     def stages(self) -> tuple[Stage, ...]:
         """`vae` and `dit`, unless they are given, then `tune`."""
         given = self.config.pretrained or self.config.start_from
-        return tuple(self._stage(name) for name in ((TUNE,) if given else (VAE, DIT, TUNE)))
+        return tuple(map(self.epoch_stage, (TUNE,) if given else (VAE, DIT, TUNE)))
 
-    def _stage(self, name: str) -> Stage:
-        epochs, size, lr = (getattr(self.config, f"{name}_{what}") for what in ("epochs", "batch_size", "lr"))
-        steps = epochs * max(1, len(self.data) // size)
-        return Stage(name, min(steps, self.config.max_steps or steps), size, lr)
+    @property
+    def start_point(self) -> StartPoint | None:
+        """The run whose stages `vae` and `dit` replace this one's, or None."""
+        folder = self.config.start_from
+        return StartPoint(folder, DIT, FIRST_SETTINGS, FIRST_PARTS, FIRST_LENGTH) if folder else None
 
     def setup(self) -> dict[str, Any]:
-        """Autoencoder, transformer, their optimisers and averages, and the memories."""
+        """Build autoencoder, transformer, their optimizers and averages, and the memories."""
         config = self.config
         self._build()
-        transformer = for_training(self.transformer, scaled=config.tuning == "difffit")
+        transformer = prepare_for_training(self.transformer, scaled=config.tuning == "difffit")
         self.transformer = transformer.to(self.device).train()
         self.vae.to(self.device)
         self.alphas = self.noise_schedule.alphas_cumprod.to(self.device)
-        self.latents: Latents | None = None  # made when they are first needed
+        self.latents: Latents | None = None  # encoded when they are first needed
         self.learning: str | None = None
         self.trained = {TUNE: self._of(self.transformer, TUNE)}
         tracked = {"average_tune": self._average(TUNE)}
         optimizers = {TUNE: torch.optim.AdamW(self.trained[TUNE], lr=config.tune_lr, weight_decay=0.0)}
         if config.pretrained:
             tracked["tuned"] = self.trained[TUNE]  # the rest of a large model stays as it is: not worth saving
-            tracked["base"] = Base(self.model.fingerprint)
+            tracked["base"] = PretrainedBase(self.model.fingerprint)
         else:
             self.trained |= {VAE: nn.ParameterList(self.vae.parameters()), DIT: self._of(self.transformer, DIT)}
             tracked |= {"vae": self.vae, "transformer": self.transformer, "average_dit": self._average(DIT)}
@@ -117,16 +119,16 @@ class DiffusionMemoryTrainer(Trainer):
         return self.parts
 
     def _of(self, transformer: nn.Module, stage: str) -> nn.ParameterList:
-        """What a stage trains of a transformer."""
+        """Return the parameters of a transformer that a stage trains."""
         return nn.ParameterList(tuned_parameters(transformer, self.config.tuning if stage == TUNE else "full"))
 
     def _average(self, stage: str) -> AveragedModel:
         average = AveragedModel(self.trained[stage], multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
-        average.n_averaged.fill_(1)  # it begins with these weights; torch's own begins with those of the first step
+        average.n_averaged.fill_(1)  # start from these weights; torch would start from those after the first step
         return average
 
     def _build(self) -> None:
-        """The networks and the noise schedule, and the rows of the label table that stand for our classes."""
+        """Build or load the networks and the noise schedule, and choose the rows of the label table for our classes."""
         config, data = self.config, self.data
         if data.num_classes > NULL_CLASS:
             raise ValueError(f"{data.source} has {data.num_classes} classes; a DiTPipeline takes {NULL_CLASS} at most.")
@@ -161,7 +163,7 @@ class DiffusionMemoryTrainer(Trainer):
         self.rows = rows.to(self.device)
 
     def _memory(self, capacity: int) -> ClassMemory:
-        transformer, stage = self.transformer.config, self._stage(TUNE)
+        transformer, stage = self.transformer.config, self.epoch_stage(TUNE)
         by_step = self.config.memory_update == "step"
         return ClassMemory(
             self.data.num_classes,
@@ -172,30 +174,17 @@ class DiffusionMemoryTrainer(Trainer):
             device=self.device,
         )
 
-    def taken_over(self) -> dict[str, Any] | None:
-        """The end of another run's first stages, if this one starts from there."""
-        if not self.config.start_from:
-            return None
-        check_start(self.config.start_from, self.run.identity, DIT, FIRST_SETTINGS)
-        return load_state(stage_file(self.config.start_from, DIT), self.device)
-
     def begin(self, stage: Stage) -> None:
-        """Enter a stage: the last one starts from the average that the one before it made."""
+        """Enter a stage: the last one starts from the average that the one before it left."""
         if stage.name == DIT:
-            self.latents = None
-        if stage.name != TUNE or self.config.pretrained:
-            return
-        if self.config.start_from:
-            state = self.taken_over()
-            for name in FIRST_STATE:
-                self.tracked[name].load_state_dict(state[name])
-            self.latents = None
-        copy(self.trained[DIT], self.parts["average_dit"].module)
-        copy(self.parts["average_tune"].module, self.trained[TUNE])
+            self.latents = None  # the autoencoder has changed
+        if stage.name == TUNE and not self.config.pretrained:
+            copy_parameters(self.trained[DIT], self.parts["average_dit"].module)
+            copy_parameters(self.parts["average_tune"].module, self.trained[TUNE])
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """One step of the autoencoder or of the transformer."""
-        stage = self.stages[self.at.stage].name
+        """Take one step of the autoencoder or of the transformer."""
+        stage = self.stage.name
         if stage != self.learning:
             self._freeze_all_but(stage)
         terms = self.autoencode(indices) if stage == VAE else self.denoise(indices, stage)
@@ -209,110 +198,92 @@ class DiffusionMemoryTrainer(Trainer):
         self.learning = stage
 
     def autoencode(self, indices: Tensor) -> dict[str, Tensor]:
-        """Make the autoencoder restore images from latents near the normal distribution."""
+        """Train the autoencoder to restore images from latents near the normal distribution."""
         images = to_tanh(self.data.gather(indices)[0])
         side = images.shape[-1] // 2 ** (self.config.vae_levels - 1)
-        drawn = self.normal(len(images), (self.config.latent_channels, side, side))
-        with self.computing():
-            terms = autoencoder_losses(self.vae, images, drawn)
+        noise = self.normal(len(images), self.config.latent_channels, side, side)
+        with self.autocast():
+            terms = autoencoder_losses(self.vae, images, noise)
         terms["divergence"] = self.config.kl_weight * terms["divergence"]
         self.update(self.trained[VAE], self.parts["optimizer_vae"], sum(terms.values()))
         return terms
 
     def denoise(self, indices: Tensor, stage: str) -> dict[str, Tensor]:
-        """Make the transformer predict the noise in latents and, through it, latents like and unlike the memories."""
-        clean, labels = self.draw(indices)
-        steps, noise = self.steps(len(labels)), self.normal(len(labels), clean.shape[1:])
-        hidden = self.uniform(len(labels)) < self.config.label_dropout
-        alpha = self.alphas[steps].view(-1, 1, 1, 1)
+        """Train the transformer to predict noise and, in stage `tune`, latents like real and unlike generated ones."""
+        clean, labels = self.sample_latents(indices)
+        t, noise = self.sample_timesteps(len(labels)), self.normal(len(labels), *clean.shape[1:])
+        dropped = self.uniform(len(labels)) < self.config.label_dropout
+        alpha = self.alphas[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        with self.computing():
-            given = null_labels(self.rows[labels], hidden)
-            output = self.transformer(noisy, timestep=steps, class_labels=given).sample
-        predicted, spread = at_least_float32(output).tensor_split((clean.shape[1],), dim=1)
-        terms = {"noise": F.mse_loss(predicted, noise)}
+        with self.autocast():
+            class_labels = null_labels(self.rows[labels], dropped)
+            output = self.transformer(noisy, timestep=t, class_labels=class_labels).sample
+        pred_noise, model_var = at_least_float32(output).tensor_split((clean.shape[1],), dim=1)
+        terms = {"noise": F.mse_loss(pred_noise, noise)}
         if remembering := stage == TUNE and any(self.config.weights.values()):
-            restored = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-            whole = tuple(self.processes.gathered(part) for part in (restored, clean, labels))
-            terms |= self.compare(whole[0], whole[2])
-        shares = gradient_shares(terms, predicted) if self.logging and remembering else {}
-        if spread.numel():  # a model need not have learned its variance
-            terms["variance"] = variance_bound(predicted, spread, clean, noisy, steps, self.alphas)
+            pred_x0 = (noisy - (1 - alpha).sqrt() * pred_noise) / alpha.sqrt()
+            whole_x0, whole_clean, whole_labels = map(self.processes.gathered, (pred_x0, clean, labels))
+            terms |= self.compare(whole_x0, whole_labels)
+        shares = gradient_shares(terms, pred_noise) if self.logging and remembering else {}
+        if model_var.numel():  # a model need not have learned its variance
+            terms["variance"] = variance_bound(pred_noise, model_var, clean, noisy, t, self.alphas)
 
         self.update(self.trained[stage], self.parts[f"optimizer_{stage}"], sum(terms.values()))
         self.parts[f"average_{stage}"].update_parameters(self.trained[stage])
         if remembering:
-            self.remember(*whole)
+            self.remember(whole_x0, whole_clean, whole_labels)
             if self.logging:
                 terms["memory_cosine"] = self.parts["generated"].mean_cosine()
         return terms | {f"share/{name}": share for name, share in shares.items()}
 
-    def compare(self, restored: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The weighted memory terms of predicted clean latents: like the real ones, unlike the generated ones."""
+    def compare(self, pred_x0: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the weighted memory terms of predicted clean latents [B, c, h, w] of these classes [B]."""
         weights, terms = self.config.weights, {}
         if weights["real"]:
-            terms["real"] = weights["real"] * representativeness_loss(*self._seen("real", restored, labels), labels)
+            similarity = self.parts["real"].compare(pred_x0, labels)
+            terms["real"] = weights["real"] * representativeness_loss(*similarity, labels)
         if weights["generated"]:
-            seen = self._seen("generated", restored, labels)
-            terms["generated"] = weights["generated"] * diversity_loss(*seen, labels)
+            similarity = self.parts["generated"].compare(pred_x0, labels)
+            terms["generated"] = weights["generated"] * diversity_loss(*similarity, labels)
         return terms
 
-    def _seen(self, memory: str, latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.parts[memory].compare(latents, labels)
-
-    def remember(self, restored: Tensor, clean: Tensor, labels: Tensor) -> None:
-        """Let both memories take in this batch, at once or when the epoch ends."""
+    def remember(self, pred_x0: Tensor, clean: Tensor, labels: Tensor) -> None:
+        """Add this batch to both memories, at once or when the epoch ends."""
         epoch_ends = self.batches.ends(len(labels))
-        for memory, latents in ((self.parts["real"], clean), (self.parts["generated"], restored)):
+        for memory, latents in ((self.parts["real"], clean), (self.parts["generated"], pred_x0)):
             memory.add(latents, labels)
             if self.config.memory_update == "step" or epoch_ends:
                 memory.update()
 
-    # What is drawn, by every process alike for the whole batch, of which each takes its part.
-
-    def draw(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled latents of these rows, from their posterior and half of them mirrored, and their labels."""
+    def sample_latents(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw scaled latents of these rows from their posterior, half of them mirrored; returns labels as well."""
         latents = self._encoded()
         rows = indices.to(self.device)
-        drawn = self.normal(len(rows), latents.shape)
-        scaled = latents.draw(rows, self.uniform(len(rows)), drawn) * self.vae.config.scaling_factor
+        noise = self.normal(len(rows), *latents.shape)
+        scaled = latents.sample(rows, self.uniform(len(rows)), noise) * self.vae.config.scaling_factor
         return scaled, latents.labels[rows]
 
-    def steps(self, rows: int) -> Tensor:
-        """Steps of the noise schedule."""
-        shape = (rows * self.processes.count,)
-        drawn = torch.randint(len(self.alphas), shape, generator=self.random.device, device=self.device)
-        return self.processes.part(drawn)
-
-    def uniform(self, rows: int) -> Tensor:
-        """Numbers in [0, 1)."""
-        shape = (rows * self.processes.count,)
-        return self.processes.part(torch.rand(shape, generator=self.random.device, device=self.device))
-
-    def normal(self, rows: int, shape: tuple[int, ...]) -> Tensor:
-        """Normal noise [rows, *shape]."""
-        shape = (rows * self.processes.count, *shape)
-        return self.processes.part(torch.randn(shape, generator=self.random.device, device=self.device))
+    def sample_timesteps(self, rows: int) -> Tensor:
+        """Draw timesteps of the noise schedule, int64 [rows]."""
+        return self.integers(len(self.alphas), rows)
 
     def _encoded(self) -> Latents:
-        """The data set's latents; those of an autoencoder from scratch also say how to scale them."""
+        """Return the data set's latents; those of an autoencoder from scratch also set its scaling factor."""
         if self.latents is None:
             self.latents = Latents(self.vae, self.data, self.config.flip)
             if not self.config.pretrained:
                 self.vae.register_to_config(scaling_factor=self.latents.scale)
         return self.latents
 
-    # What comes out.
-
     def to_generator(self) -> DiffusionGenerator:
-        """The averaged transformer in a stock layout, with the autoencoder."""
+        """Return the averaged transformer in the stock layout, with the autoencoder."""
         self._encoded()
-        stage = TUNE if self.at.stage >= len(self.stages) - 1 else DIT
+        stage = TUNE if self.stage is None or self.stage.name == TUNE else DIT
         transformer = deepcopy(self.transformer)
-        copy(self._of(transformer, stage), self.parts[f"average_{stage}"].module)
+        copy_parameters(self._of(transformer, stage), self.parts[f"average_{stage}"].module)
         names, rows = self.data.class_names, tuple(self.rows.tolist())
         return DiffusionGenerator(
-            transformer=for_saving(transformer),
+            transformer=to_stock_layout(transformer),
             vae=deepcopy(self.vae),
             scheduler=self.noise_schedule,
             class_names=names,
@@ -320,24 +291,23 @@ class DiffusionMemoryTrainer(Trainer):
             known_classes=self.model.config.known_classes if self.config.pretrained else None,
             mean=self.data.mean,
             std=self.data.std,
-            training=self._provenance(),
+            training=self.training_record(),
             sampling=self.config.sampling.identity(),
         )
 
-    def _provenance(self) -> dict[str, Any]:
-        """Settings, data and licences that made the generator; models and runs by what they are, not by their place."""
-        made = start_settings(self.config.identity(), self.config.start_from, FIRST_LENGTH)
-        licences = self.data.license
-        if self.config.pretrained:
-            made["pretrained"] = self.model.origin or f"a local model ({self.model.fingerprint[:12]})"
-            _, base = self.config.base
-            licences = union(licences, base or self.model.license)
-            licences = licences if len(licences) > 1 else next(iter(licences), None)
-        return made | {"source": self.data.source, "license": licences}
+    def training_record(self) -> dict[str, Any]:
+        """Return what a generator records of its training, with the base model's commit and license."""
+        record = super().training_record()
+        if not self.config.pretrained:
+            return record
+        record["pretrained"] = self.model.origin or f"a local model ({self.model.fingerprint[:12]})"
+        _, base_license = self.config.base
+        licenses = merge_licenses(self.data.license, base_license or self.model.license)
+        return record | {"license": licenses if len(licenses) > 1 else next(iter(licenses), None)}
 
     def picture(self) -> Any:
-        """Samples; while the autoencoder is trained, images and under them what it makes of them."""
-        if self.stages[min(self.at.stage, len(self.stages) - 1)].name != VAE:
+        """Return samples; in stage `vae` real images and, under them, their reconstructions."""
+        if self.stage is None or self.stage.name != VAE:
             return super().picture()
         shown = self.data.gather(torch.arange(min(10, len(self.data)), device=self.data.images.device))[0]
         with torch.no_grad():
@@ -346,7 +316,7 @@ class DiffusionMemoryTrainer(Trainer):
 
 
 @torch.no_grad()
-def copy(parameters: nn.ParameterList, values: nn.ParameterList) -> None:
-    """Give parameters the values of others."""
+def copy_parameters(parameters: nn.ParameterList, values: nn.ParameterList) -> None:
+    """Set parameters to the values of others."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)

@@ -1,4 +1,4 @@
-"""The settings of global-local matching and its baselines, and the presets that hold them."""
+"""Settings and presets of global-local matching and its baselines."""
 
 import math
 from dataclasses import dataclass
@@ -6,70 +6,86 @@ from typing import Any, Literal
 
 from hf_gdd.classifiers.augment import Augment
 from hf_gdd.classifiers.networks import network_name
+from hf_gdd.methods.registry import register_method
 from hf_gdd.training.config import TrainingConfig, require_positive
 
+TRAINER = "hf_gdd.methods.global_local.trainer:GlobalLocalTrainer"
 
+
+@register_method(
+    "cgan-continued", trainer=TRAINER, summary="Train the GAN for as long again without matching: the control."
+)
+@register_method("cgan", trainer=TRAINER, summary="Train a conditional GAN alone: the baseline.")
+@register_method(
+    "dim",
+    trainer=TRAINER,
+    paper="2303.04707",
+    summary="Train a conditional GAN, then match logits of real and generated images (DiM).",
+)
+@register_method(
+    "global-local",
+    trainer=TRAINER,
+    paper="2404.17732",
+    summary="Train a conditional GAN, then match logits and features of real and generated images.",
+)
 @dataclass(frozen=True)
 class GlobalLocalConfig(TrainingConfig):
-    """Settings of the GAN stage and the matching stage; the defaults are the papers', or DiM's where they are silent.
+    """Settings of the stages `gan` and `match`.
 
-    Attributes:
-        preset: label of the preset that the settings were taken from: `paper` is for a GPU, `fast` is `paper` with a
-            lazy penalty and in the faster precision, `lite` is for a patient CPU, `tiny` for digits.
-            `GlobalLocalTrainer.configure("tiny")` gives the settings of one.
-        method: `global-local`; `dim` matches logits only; `cgan` stops before matching; `cgan-continued` goes on
-            with all matching weights at zero, the control that any gain of matching must be measured against.
-        width: channels of generator and discriminator.
-        noise_dim: random entries of the generator's input.
-        adversarial: `wgan-gp`, as the public DiM code runs it, or `minimax`, Eq. 4 of Li et al.
-        penalty_weight: of the gradient penalty of `wgan-gp`.
-        penalty_every: steps from one penalty to the next, which counts as many times; 1, the published, is in every
-            step. Lazy regularisation (Karras et al., 2020, arXiv 1912.04958, who also rescale Adam, which we do not) is
-            cheaper, but another training.
-        class_on_fakes: whether the discriminator also learns classes from generated images (ACGAN).
-        ema_decay: of the averaged generator that is saved; 0 saves the last one.
-        gan_epochs: length of the first stage.
-        gan_batch_size: of the first stage.
-        gan_lr: Adam's rate in the first stage.
-        match_epochs: length of the second stage.
-        match_batch_size: of the second stage.
-        match_lr: Adam's rate in the second stage.
-        global_weight: of the distance between logits.
-        local_weight: of the distance between intermediate features.
-        global_reduction: its form, see `hf_gdd.methods.global_local.losses.GLOBAL`.
-        local_reduction: its form, see `hf_gdd.methods.global_local.losses.LOCAL`.
-        match_augment: augmentation shared by real and generated images.
-        pool: names of the networks that images are matched in; in Python also callables, see `build_network`.
-        inner_steps: steps of the pool's network on real data before each matching.
-        pool_refresh: matchings before a fresh network; one epoch if None.
-        start_from: folder of a finished run whose first stage replaces this one's.
-
+    The defaults are those of Li et al. (2024, arXiv 2404.17732), or of DiM (Gu et al., 2023) where they are silent.
     """
 
     preset: Literal["paper", "fast", "lite", "tiny"] = "paper"
+    """`paper` is for a GPU, `fast` is `paper` with a lazy penalty and in bf16, `lite` is for a CPU, `tiny` for digits"""
     method: Literal["global-local", "dim", "cgan", "cgan-continued"] = "global-local"
+    """`dim` matches logits only, `cgan` stops before matching, `cgan-continued` goes on with matching weights of zero"""
     width: int = 196
+    """channels of generator and discriminator"""
     noise_dim: int = 90
+    """random entries of the generator's input"""
+    channels_last: bool = True
+    """store convolutions channels last, which is faster from about 64 channels on; results differ by rounding"""
     adversarial: Literal["wgan-gp", "minimax"] = "wgan-gp"
+    """adversarial loss: `wgan-gp`, as the public DiM code runs it, or `minimax`, Eq. 4 of Li et al."""
     penalty_weight: float = 10.0
+    """weight of the gradient penalty of `wgan-gp`"""
     penalty_every: int = 1
+    """steps from one gradient penalty to the next, which counts as many times (lazy regularization, Karras et al.,
+    2020, arXiv 1912.04958); 1 is published, more is cheaper but another training"""
     class_on_fakes: bool = True
+    """let the discriminator also learn classes from generated images (ACGAN)"""
     ema_decay: float = 0.0
+    """decay of the averaged generator that is saved; 0 saves the last one"""
     gan_epochs: int = 150
+    """epochs of stage `gan`"""
     gan_batch_size: int = 128
+    """real images a step in stage `gan`"""
     gan_lr: float = 1e-4
+    """Adam's learning rate in stage `gan`"""
     match_epochs: int = 100
+    """epochs of stage `match`"""
     match_batch_size: int = 64
+    """real images a step in stage `match`"""
     match_lr: float = 5e-6
+    """Adam's learning rate in stage `match`"""
     global_weight: float = 0.01
+    """weight of the distance between logits"""
     local_weight: float = 0.001
+    """weight of the distance between intermediate features"""
     global_reduction: Literal["logsoftmax_mean", "logit_mean", "logit_sum"] = "logsoftmax_mean"
+    """form of the distance between logits, see GLOBAL_REDUCTIONS in losses.py"""
     local_reduction: Literal["batchmean_sum", "paired_mean", "paired_sum", "paired_sum_batchmean"] = "batchmean_sum"
+    """form of the distance between features, see LOCAL_REDUCTIONS in losses.py"""
     match_augment: str = "color_crop_cutout"
+    """augmentation shared by real and generated images"""
     pool: tuple[str, ...] = ("convnet3", "resnet10-dd", "resnet18-dd")
+    """networks that images are matched in: names, in Python also callables, see `build_network`"""
     inner_steps: int = 16
+    """steps of the pool's network on real data before each matching"""
     pool_refresh: int | None = None
+    """matchings before a fresh network is drawn; one epoch if None"""
     start_from: str | None = None
+    """folder of a finished run whose stage `gan` replaces this one's"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +101,7 @@ class GlobalLocalConfig(TrainingConfig):
         if self.pool_refresh is not None:
             require_positive(self, "pool_refresh")
         if self.penalty_every > 1 and self.adversarial != "wgan-gp":
-            raise ValueError("penalty_every is of the gradient penalty of wgan-gp: leave it at 1 with minimax.")
+            raise ValueError("penalty_every belongs to the gradient penalty of wgan-gp: leave it at 1 with minimax.")
         if isinstance(self.pool, str) or callable(self.pool):
             raise ValueError(f"pool is {self.pool!r}; it must be a tuple of networks, such as ('convnet3',).")
         if not self.pool:
@@ -97,16 +113,16 @@ class GlobalLocalConfig(TrainingConfig):
         Augment(self.match_augment)
 
     def identity(self) -> dict[str, Any]:
-        """What is computed, as primitives: networks by their names."""
+        """Return what is computed, as primitives: networks by their names."""
         return super().identity() | {"pool": [network_name(spec) for spec in self.pool]}
 
     def refresh(self, images: int) -> int:
-        """Matching steps for each network of the pool, of `images` training images: as set, or one pass."""
+        """Return the matching steps for each network of the pool, with this many training images."""
         return self.pool_refresh or max(1, images // self.match_batch_size)
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weights of the matching terms that the method uses."""
+        """Weights of the matching terms, 0 for those that the method leaves out."""
         return {
             "global": self.global_weight if self.method in ("dim", "global-local") else 0.0,
             "local": self.local_weight if self.method == "global-local" else 0.0,
@@ -118,7 +134,7 @@ class GlobalLocalConfig(TrainingConfig):
 # The class term on generated images is off: an untrained generator's teach the discriminator nothing of classes.
 PRESETS = {
     "paper": GlobalLocalConfig(),
-    "fast": GlobalLocalConfig(preset="fast", penalty_every=4, mixed_precision="auto"),
+    "fast": GlobalLocalConfig(preset="fast", penalty_every=4, mixed_precision="bf16"),
     "lite": GlobalLocalConfig(
         preset="lite",
         width=64,
@@ -137,6 +153,7 @@ PRESETS = {
     "tiny": GlobalLocalConfig(
         preset="tiny",
         width=24,
+        channels_last=False,
         class_on_fakes=False,
         ema_decay=0.99,
         gan_epochs=30,

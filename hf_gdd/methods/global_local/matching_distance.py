@@ -1,9 +1,9 @@
-"""How far a generator's images are from real ones, by the distances that matching minimises."""
+"""How far a generator's images are from real ones, by the distances that matching minimizes."""
 
 import torch
 
 from hf_gdd.data.image_tensors import ImageTensors
-from hf_gdd.data.normalization import Normaliser
+from hf_gdd.data.normalization import Normalize
 from hf_gdd.data.pixels import to_unit
 from hf_gdd.generators.base import Generator
 from hf_gdd.methods.global_local.losses import global_loss, local_loss
@@ -29,8 +29,8 @@ def matching_losses(
         pool: with `refresh=1`, so that each network is a fresh one.
         n: networks.
         per_image: generated images for each real one, so that the generator's chance matters less.
-        global_reduction: see `hf_gdd.methods.global_local.losses.GLOBAL`.
-        local_reduction: see `hf_gdd.methods.global_local.losses.LOCAL`.
+        global_reduction: see `hf_gdd.methods.global_local.losses.GLOBAL_REDUCTIONS`.
+        local_reduction: see `hf_gdd.methods.global_local.losses.LOCAL_REDUCTIONS`.
 
     Returns:
         The unweighted `global` and `local` losses, means over the networks.
@@ -41,8 +41,8 @@ def matching_losses(
     for label in range(real.num_classes):
         of_class = labels == label
         indices[of_class] = torch.arange(int(of_class.sum()), device=labels.device)
-    normalise = Normaliser(pool.data.mean, pool.data.std)
-    fake, truth = (normalise(to_unit(x)) for x in (generator.sample(labels, indices), images))
+    normalize = Normalize(pool.data.mean, pool.data.std)
+    fake, truth = (normalize(to_unit(x)) for x in (generator.sample(labels, indices), images))
     sums = {"global": 0.0, "local": 0.0}
     for _ in range(n):
         with torch.enable_grad():

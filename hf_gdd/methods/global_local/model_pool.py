@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_gdd.classifiers.learner import Learner, Recipe
+from hf_gdd.classifiers.learner import Learner
 from hf_gdd.classifiers.networks import NetworkSpec, build_network
+from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
-from hf_gdd.data.normalization import Normaliser
+from hf_gdd.data.normalization import Normalize
 from hf_gdd.utils.random import Random
 
-# SGD of the matching networks in the public DiM code; they see colour and crop, never cutout.
+# SGD of the matching networks in the public DiM code; they see color and crop, never cutout.
 MATCHING = Recipe(lr=0.01, momentum=0.9, weight_decay=5e-4, augment="color_crop")
 
 
@@ -27,7 +28,7 @@ class ModelPool:
         inner_steps: SGD steps before each matching; 0 leaves the network random.
         refresh: matchings before a fresh network is drawn.
         random: where architecture, weights and batches are drawn from; its state is the caller's to keep.
-        recipe: optimiser and augmentation.
+        recipe: optimizer and augmentation.
 
     """
 
@@ -52,7 +53,7 @@ class ModelPool:
             self.choice, self.age = self.random.integer(len(self.networks)), 0
             self.learner = self._learner(self.random.integer(2**31))
         self.age += 1
-        generator = self.random.device
+        generator = self.random.rng
         for _ in range(self.inner_steps):
             indices = torch.randint(
                 len(self.data), (self.recipe.batch_size,), generator=generator, device=generator.device
@@ -62,8 +63,8 @@ class ModelPool:
 
     def _learner(self, seed: int) -> Learner:
         network = build_network(self.networks[self.choice], self.data.num_classes, self.data.shape, seed=seed)
-        normalise = Normaliser(self.data.mean, self.data.std)
-        return Learner(network.to(self.data.device), normalise, self.recipe, steps=self.refresh * self.inner_steps)
+        normalize = Normalize(self.data.mean, self.data.std)
+        return Learner(network.to(self.data.device), normalize, self.recipe, steps=self.refresh * self.inner_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The current network with its momentum, and its age; no network if the next matching draws a fresh one."""

@@ -11,43 +11,41 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_gdd.classifiers.augment import Augment
 from hf_gdd.classifiers.networks import build_network, frozen, network_name
-from hf_gdd.data.normalization import Normaliser
+from hf_gdd.data.normalization import Normalize
 from hf_gdd.data.pixels import to_tanh
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
 from hf_gdd.methods.global_local.config import PRESETS, GlobalLocalConfig
 from hf_gdd.methods.global_local.losses import (
-    at_least_float32,
     discriminator_adversarial,
     generator_adversarial,
     global_loss,
     gradient_penalty,
-    gradient_shares,
     local_loss,
 )
 from hf_gdd.methods.global_local.model_pool import MATCHING, ModelPool
 from hf_gdd.training.config import Stage
-from hf_gdd.training.run_folder import check_start, load_state, stage_file, start_settings
+from hf_gdd.training.metrics_log import gradient_shares
+from hf_gdd.training.run_folder import StartPoint
 from hf_gdd.training.trainer import Trainer
+from hf_gdd.utils.device import at_least_float32
 from hf_gdd.utils.random import Random, seeded
 
 GAN, MATCH = "gan", "match"
-# What shapes the first stage: a run may start from another's only if these are equal.
-GAN_SETTINGS = (
-    "seed",
-    "width",
-    "noise_dim",
-    "adversarial",
-    "penalty_weight",
-    "penalty_every",
-    "class_on_fakes",
-    "ema_decay",
-)
-GAN_STATE = {"generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "random", "batches"}
+# What shapes stage `gan`: a run may start from another's only if these are equal.
+GAN_SETTINGS = ("seed", "width", "noise_dim", "adversarial", "penalty_weight", "penalty_every")
+GAN_SETTINGS += ("class_on_fakes", "ema_decay")
+GAN_PARTS = frozenset({"generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "random", "batches"})
 GAN_LENGTH = ("gan_epochs", "gan_batch_size", "gan_lr")
 
 
 class GlobalLocalTrainer(Trainer):
-    """Stage `gan` trains a conditional GAN; stage `match` tunes its generator in the networks of a pool."""
+    """Train a conditional GAN in stage `gan`, then tune its generator in the networks of a pool in stage `match`.
+
+    Example:
+        trainer = GlobalLocalTrainer("digits", preset="tiny", output_dir="runs/digits")
+        generator = trainer.fit()
+
+    """
 
     config_class = GlobalLocalConfig
     presets = PRESETS
@@ -56,30 +54,24 @@ class GlobalLocalTrainer(Trainer):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """`gan`, unless it is taken from another run, then `match`, unless the method is `cgan`."""
-        config, stages = self.config, []
-        if not config.start_from:
-            stages.append(self._stage(GAN, config.gan_epochs, config.gan_batch_size, config.gan_lr))
-        if config.method != "cgan":
-            stages.append(self._stage(MATCH, config.match_epochs, config.match_batch_size, config.match_lr))
-        return tuple(stages)
+        names = () if self.config.start_from else (GAN,)
+        names += () if self.config.method == "cgan" else (MATCH,)
+        return tuple(map(self.epoch_stage, names))
 
     @property
-    def channels(self) -> int:
-        """Of generator and discriminator."""
-        return self.config.width
-
-    def _stage(self, name: str, epochs: int, batch_size: int, lr: float) -> Stage:
-        steps = epochs * max(1, len(self.data) // batch_size)
-        return Stage(name, min(steps, self.config.max_steps or steps), batch_size, lr)
+    def start_point(self) -> StartPoint | None:
+        """The run whose stage `gan` replaces this one's, or None."""
+        folder = self.config.start_from
+        return StartPoint(folder, GAN, GAN_SETTINGS, GAN_PARTS, GAN_LENGTH) if folder else None
 
     def setup(self) -> dict[str, Any]:
-        """Generator, discriminator, both Adams, the pool, and the EMA if there is one."""
+        """Build generator, discriminator, both optimizers, the pool, and the EMA if there is one."""
         config, device = self.config, self.device
         with seeded(config.seed):
             self.generator = self._generator().to(device).train()
             self.discriminator = Discriminator(self.data.num_classes, self.data.shape, config.width).to(device)
-        for network in (self.generator, self.discriminator):
-            network.to(memory_format=self.arithmetic.way.layout)
+        for network in (self.generator, self.discriminator) if config.channels_last else ():
+            network.to(memory_format=torch.channels_last)
         self.optimizer_g, self.optimizer_d = self.accelerator.prepare(
             *(
                 torch.optim.Adam(network.parameters(), lr=config.gan_lr, betas=(0.0, 0.9))
@@ -88,7 +80,7 @@ class GlobalLocalTrainer(Trainer):
         )
         # The GAN draws from its own sequence, so that runs with other matching see the same noise and batches.
         self.match_random = Random(config.seed, device, stream=1)
-        self.augment, self.normalise = Augment(config.match_augment), Normaliser(self.data.mean, self.data.std)
+        self.augment, self.normalize = Augment(config.match_augment), Normalize(self.data.mean, self.data.std)
         self.pool = self._pool()
         tracked = {name: getattr(self, name) for name in ("generator", "discriminator", "optimizer_g", "optimizer_d")}
         tracked |= {"match_random": self.match_random, "pool": self.pool}
@@ -107,19 +99,15 @@ class GlobalLocalTrainer(Trainer):
             noise_dim=config.noise_dim,
             mean=data.mean,
             std=data.std,
-            training=self._provenance() | {"source": data.source, "license": data.license},
+            training=self.training_record(),
         )
-
-    def _provenance(self) -> dict[str, Any]:
-        """The settings that made the generator; of a first stage from another run, that run's, without its place."""
-        return start_settings(self.config.identity(), self.config.start_from, GAN_LENGTH)
 
     def _pool(self) -> ModelPool:
         data, config = self.data, self.config
         for spec in config.pool:  # fail now rather than when it is first drawn
             network = build_network(spec, data.num_classes, data.shape, seed=0)
             with torch.no_grad():
-                feature = network.eval()(torch.zeros(2, *data.shape))[1]
+                _, feature = network.eval()(torch.zeros(2, *data.shape))
             if config.weights["local"] and feature is None:
                 raise ValueError(
                     f"The network {network_name(spec)} returns logits alone, but local matching needs a feature: "
@@ -130,19 +118,8 @@ class GlobalLocalTrainer(Trainer):
             config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random, recipe=recipe
         )
 
-    def taken_over(self) -> dict[str, Any] | None:
-        """The end of another run's first stages, if this one starts from there."""
-        if not self.config.start_from:
-            return None
-        check_start(self.config.start_from, self.run.identity, GAN, GAN_SETTINGS)
-        return load_state(stage_file(self.config.start_from, GAN), self.device)
-
     def begin(self, stage: Stage) -> None:
-        """Set the rate; a run that starts from another's first stage takes over its state."""
-        if stage.name == MATCH and self.config.start_from:
-            state = self.taken_over()
-            for name in GAN_STATE & self.tracked.keys():
-                self.tracked[name].load_state_dict(state[name])
+        """Set the learning rate of the stage."""
         for optimizer in (self.optimizer_g, self.optimizer_d):
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr
@@ -153,8 +130,8 @@ class GlobalLocalTrainer(Trainer):
         real = to_tanh(images)
         network = self.pool.advance() if self.matching else None
 
-        # Generator: fool the discriminator, be recognised, and look to the pool's network as real images do.
-        with self.computing(), frozen(self.discriminator):
+        # Generator: fool the discriminator, be recognized, and look to the pool's network as real images do.
+        with self.autocast(), frozen(self.discriminator):
             fake = self.generate(labels)
             scores, classes = self.discriminator(fake)
             terms = {
@@ -169,7 +146,7 @@ class GlobalLocalTrainer(Trainer):
             self.ema.update_parameters(self.generator)
 
         # Discriminator: tell real from generated, and classes apart.
-        with self.computing():
+        with self.autocast():
             loss = self.discriminator_loss(real, labels)
         self.update(self.discriminator, self.optimizer_d, loss)
 
@@ -178,33 +155,38 @@ class GlobalLocalTrainer(Trainer):
 
     @property
     def matching(self) -> bool:
-        """Whether this step compares images in the pool at all."""
-        return self.stages[self.at.stage].name == MATCH and any(self.config.weights.values())
+        """True if this step compares images in the networks of the pool."""
+        return self.stage.name == MATCH and any(self.config.weights.values())
 
     def match(self, network: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """The weighted global and local terms: how differently the network sees real and generated images."""
+        """Return the weighted global and local terms (Eqs. 6 and 7 of Li et al., 2024).
+
+        Args:
+            network: of the pool.
+            real: images in [-1, 1], [B, C, H, W].
+            fake: images in [-1, 1] of the same labels.
+
+        """
         weights, config = self.config.weights, self.config
-        draw = self.augment.draw(1, self.match_random.device, self.device)
-        seen_real, seen_fake = (self.augment(self.normalise((x + 1) / 2), draw) for x in (real, fake))
+        draw = self.augment.draw(1, self.match_random.rng, self.device)
+        real, fake = (self.augment(self.normalize((x + 1) / 2), draw) for x in (real, fake))
         with frozen(network), self.processes.joint_moments():
             with torch.no_grad():
-                real_logits, real_feature = network(seen_real)
-            fake_logits, fake_feature = network(seen_fake)
-        terms, whole = {}, self.processes.gathered
+                real_logits, real_feature = network(real)
+            fake_logits, fake_feature = network(fake)
+        terms, gather = {}, self.processes.gathered
         if weights["global"]:
-            distance = global_loss(whole(fake_logits), whole(real_logits), config.global_reduction)
+            distance = global_loss(gather(fake_logits), gather(real_logits), config.global_reduction)
             terms["global"] = weights["global"] * distance
         if weights["local"]:
-            distance = local_loss(whole(fake_feature), whole(real_feature), config.local_reduction)
+            distance = local_loss(gather(fake_feature), gather(real_feature), config.local_reduction)
             terms["local"] = weights["local"] * distance
         return terms
 
     def discriminator_loss(self, real: Tensor, labels: Tensor) -> Tensor:
-        """Eq. 4 of Li et al. or WGAN-GP, with the class terms of an ACGAN, on fresh images of uniform labels."""
-        config, generator = self.config, self.random.device
-        size = (len(real) * self.processes.count,)
-        drawn = torch.randint(self.data.num_classes, size, generator=generator, device=self.device)
-        fake_labels = self.processes.part(drawn)
+        """Return the loss of Eq. 4 of Li et al. or of WGAN-GP, with ACGAN's class terms, on fresh images."""
+        config = self.config
+        fake_labels = self.integers(self.data.num_classes, len(real))
         with torch.no_grad():
             fake = self.generate(fake_labels)
         (real_scores, real_classes), (fake_scores, fake_classes) = (
@@ -216,30 +198,25 @@ class GlobalLocalTrainer(Trainer):
         if config.class_on_fakes:
             loss = loss + F.cross_entropy(fake_classes, fake_labels)
         if self.penalty_share:
-            mix = self.processes.part(torch.rand(size, generator=generator, device=self.device))
+            mix = self.uniform(len(real))
             penalty = gradient_penalty(lambda x: self.discriminator(x)[0], real, fake, mix)
             loss = loss + self.penalty_share * config.penalty_weight * penalty
         return loss
 
     @property
     def penalty_share(self) -> int:
-        """How often the gradient penalty counts in this step; 0 in those that a lazy one leaves out."""
+        """How often the gradient penalty counts in this step; 0 in the steps that a lazy one leaves out."""
         every = self.config.penalty_every
-        return every if self.config.adversarial == "wgan-gp" and self.at.step % every == 0 else 0
+        return every if self.config.adversarial == "wgan-gp" and self.state.step % every == 0 else 0
 
     def generate(self, labels: Tensor) -> Tensor:
-        """Fresh images in [-1, 1] of these labels."""
-        code = self.generator.code(labels, self.normal(len(labels)))
+        """Generate fresh images in [-1, 1] of these labels."""
+        code = self.generator.code(labels, self.normal(len(labels), self.config.noise_dim))
         with self.processes.joint_moments():
             return at_least_float32(self.generator(code))
 
-    def normal(self, rows: int) -> Tensor:
-        """Noise [rows, noise_dim], this process's part of what all draw."""
-        shape = (rows * self.processes.count, self.config.noise_dim)
-        return self.processes.part(torch.randn(shape, generator=self.random.device, device=self.device))
-
     def to_generator(self) -> ConditionalGANGenerator:
-        """A copy of the generator, averaged if there is an EMA, in eval mode."""
+        """Return a copy of the generator, averaged if there is an EMA, in eval mode."""
         generator = self.ema.module if self.config.ema_decay else self.generator
         plain = torch.contiguous_format  # the layout in which it is saved, and in which pixels are made everywhere
         return deepcopy(generator).to(memory_format=plain).eval()

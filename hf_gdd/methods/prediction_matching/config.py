@@ -1,46 +1,27 @@
-"""Settings of adversarial prediction matching."""
+"""Settings and presets of adversarial prediction matching."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_gdd.classifiers.learner import Recipe, policy
 from hf_gdd.classifiers.networks import NETWORK_NAMES
+from hf_gdd.classifiers.recipes import Recipe, augmentation
+from hf_gdd.methods.registry import register_method
 from hf_gdd.training.config import TrainingConfig, require_choice, require_positive
 
 
+@register_method(
+    "prediction-matching",
+    trainer="hf_gdd.methods.prediction_matching.trainer:PredictionMatchingTrainer",
+    paper="2312.08912",
+    summary="Optimize the images themselves so that students trained on them predict like teachers.",
+)
 @dataclass(frozen=True)
 class PredictionMatchingConfig(TrainingConfig):
-    """The defaults are those of table A9 of Chen et al. (2023, arXiv 2312.08912) for CIFAR-10 at IPC 50.
+    """Settings of adversarial prediction matching.
 
-    Attributes:
-        preset: see `TrainingConfig`; of `cifar100-ipc10` and the like, the data set and IPC of that table's row.
-        method: `prediction-matching`.
-        ipc: images of every class.
-        network: architecture of teachers and students.
-        zca: whether they see whitened images; the bank is kept in image space all the same.
-        start: `real` begins with random real images, `noise` with normal noise in the range that networks see.
-        teachers: how many there are; for each generation of students one is drawn. The first labels the final images.
-        teacher_epochs: of their training.
-        teacher_batch_size: of their training.
-        teacher_lr: of their training; a tenth of it after half.
-        iterations: steps of the images.
-        image_batch: images of each group that an iteration moves, drawn anew for the next; None for all.
-        chunk: images whose gradient is computed at a time: less of it needs less memory and more time.
-        image_lr: learning rate of the images; 0.3 of it after half of the iterations.
-        image_momentum: of their SGD.
-        hard_weight: of the teacher's cross-entropy, which keeps an image in its class.
-        mid_gap: iterations between two generations of students.
-        student_epochs: of their training.
-        student_batch_size: of their training.
-        student_lr: of their training; a tenth of it after half.
-        snapshots: of each student, equally distant in its training, that the images are moved against together.
-        augment: of teachers and students, see `Recipe`.
-        groups: parts of the bank that are matched independently of each other, as processes do.
-        group_by: `images` gives each group some images of every class, `classes` all images of some classes.
-        teacher_cache: folder where trained teachers are kept; a part of the Hugging Face cache if None.
-
+    The defaults are those of table A9 of Chen et al. (2023, arXiv 2312.08912) for CIFAR-10 at IPC 50.
     """
 
     preset: Literal[
@@ -59,30 +40,55 @@ class PredictionMatchingConfig(TrainingConfig):
         "lite",
         "tiny",
     ] = "paper"
+    """see `TrainingConfig`; names such as `cifar100-ipc10` give the data set and IPC of a row of table A9"""
     method: Literal["prediction-matching"] = "prediction-matching"
+    """the only method of this config"""
     ipc: int = 50
+    """images of every class"""
     network: str = "convnet3"
+    """architecture of teachers and students"""
     zca: bool = True
+    """let networks see whitened images; the bank is stored in image space all the same"""
     start: Literal["real", "noise"] = "real"
+    """`real` begins with random real images, `noise` with normal noise in the range that networks see"""
     teachers: int = 100
+    """number of teachers; one is drawn for each generation of students, the first labels the final images"""
     teacher_epochs: int = 100
+    """epochs of a teacher's training"""
     teacher_batch_size: int = 256
+    """batch size of a teacher's training"""
     teacher_lr: float = 0.05
+    """learning rate of a teacher's training; a tenth of it after half"""
     iterations: int = 2501
+    """steps of the images"""
     image_batch: int | None = None
+    """images of each group that an iteration moves, drawn anew for the next; None for all"""
     chunk: int = 500
+    """images whose gradient is computed at a time: fewer need less memory and more time"""
     image_lr: float = 1.0
+    """learning rate of the images; 0.3 of it after half of the iterations"""
     image_momentum: float = 0.5
+    """momentum of the images' SGD"""
     hard_weight: float = 0.1
+    """weight of the teacher's cross-entropy, which keeps an image in its class"""
     mid_gap: int = 2
+    """iterations between two generations of students"""
     student_epochs: int = 250
+    """epochs of a student's training"""
     student_batch_size: int = 256
+    """batch size of a student's training"""
     student_lr: float = 0.02
+    """learning rate of a student's training; a tenth of it after half"""
     snapshots: int = 5
+    """snapshots of each student, evenly spaced in its training, that the images are moved against together"""
     augment: str = "dsa"
+    """augmentation of teachers and students, see `Recipe`"""
     groups: int = 1
+    """parts of the bank that are matched independently of each other, as processes do"""
     group_by: Literal["images", "classes"] = "images"
+    """`images` gives each group some images of every class, `classes` all images of some classes"""
     teacher_cache: str | None = None
+    """folder in which trained teachers are stored; a part of the Hugging Face cache if None"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,32 +107,37 @@ class PredictionMatchingConfig(TrainingConfig):
                 f"{self.snapshots} snapshots of {self.student_epochs} student_epochs: ask for one an epoch at most."
             )
         for recipe in (self.teacher_recipe, self.student_recipe):  # which refuse what no classifier can be trained by
-            if policy(recipe.augment).of_unit:
+            if augmentation(recipe.augment).of_unit:
                 raise ValueError(f"augment {self.augment!r} is for images in unit range, which a bank's are not.")
 
     @property
     def teacher_recipe(self) -> Recipe:
-        """How a teacher is trained."""
+        """Recipe of a teacher."""
         return self._recipe("teacher", self.teacher_epochs)
 
     @property
     def student_recipe(self) -> Recipe:
-        """How a student is trained: E + 1 epochs, of which E, counted from 0, leaves the last snapshot."""
+        """Recipe of a student: E + 1 epochs, for the last snapshot is taken after epoch E, counted from 0."""
         return self._recipe("student", self.student_epochs + 1)
 
     def _recipe(self, who: str, epochs: int) -> Recipe:
-        given = {name: getattr(self, f"{who}_{name}") for name in ("batch_size", "lr")}
-        precision = "no" if self.mixed_precision == "auto" else self.mixed_precision  # it is settled when a run begins
-        shared = {"schedule": "halved", "augment": self.augment, "mixed_precision": precision}
-        return Recipe(epochs=epochs, **given, **shared)
+        batch_size, lr = (getattr(self, f"{who}_{name}") for name in ("batch_size", "lr"))
+        return Recipe(
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            schedule="halved",
+            augment=self.augment,
+            mixed_precision=self.mixed_precision,
+        )
 
     def identity(self) -> dict[str, Any]:
-        """What is computed, as primitives; where teachers are kept changes nothing."""
+        """Return what is computed, as primitives; where teachers are stored changes nothing."""
         return {name: value for name, value in super().identity().items() if name != "teacher_cache"}
 
 
 def _published() -> Mapping[str, PredictionMatchingConfig]:
-    """Table A9, but for the epochs of its evaluation, which are those of a `Recipe`."""
+    """Return the settings of table A9, without the epochs of its evaluation, which a `Recipe` has."""
     small = {"network": "convnet3", "zca": True, "image_lr": 1.0}
     large = {"network": "convnet4", "zca": False, "student_lr": 0.1, "image_batch": 500}
     rows = {

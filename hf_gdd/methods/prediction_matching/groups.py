@@ -1,4 +1,4 @@
-"""Images as they are optimised, in groups that are matched independently, as processes do."""
+"""Images as they are optimized, in groups that are matched independently, as processes do."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Adversarial prediction matching (Chen et al., 2023, arXiv 2312.08912): the images themselves are optimised."""
+"""Adversarial prediction matching (Chen et al., 2023, arXiv 2312.08912): the images themselves are optimized."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -8,15 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_gdd.classifiers.ensemble import Cohort, in_step
-from hf_gdd.classifiers.learner import Learner, shuffled
+from hf_gdd.classifiers.ensemble import ClassifierEnsemble, stack_groups
+from hf_gdd.classifiers.learner import Learner, prediction_gap, shuffled_batches
 from hf_gdd.classifiers.networks import build_network
 from hf_gdd.classifiers.teachers import Teachers
-from hf_gdd.data.normalization import view_of
+from hf_gdd.data.normalization import input_transform
 from hf_gdd.data.pixels import to_unit, unit_to_uint8
+from hf_gdd.generators.base import GRID_COLUMNS, GRID_ROWS
 from hf_gdd.generators.image_bank import ImageBank
-from hf_gdd.generators.pretrained import GRID_COLUMNS, GRID_ROWS
-from hf_gdd.methods.global_local.losses import prediction_gap
 from hf_gdd.methods.prediction_matching.config import PRESETS, PredictionMatchingConfig
 from hf_gdd.methods.prediction_matching.groups import Group, Groups
 from hf_gdd.training.config import Stage
@@ -25,11 +24,19 @@ from hf_gdd.utils.plotting import image_grid
 from hf_gdd.utils.random import Random
 
 MATCH = "match"
-START = "start"  # folder in a run's own, and method, of the bank that it began with
+START = "start"  # subfolder of a run, and method, of the bank that it began with
 
 
 class PredictionMatchingTrainer(Trainer):
-    """Students learn to predict like a teacher on the images; the images move to where they do not yet."""
+    """Optimize images so that students trained on them predict like teachers trained on real data.
+
+    Students learn to predict like a teacher on the images; the images move to where the students do not yet.
+
+    Example:
+        trainer = PredictionMatchingTrainer("digits", preset="tiny", output_dir="runs/digits-bank")
+        bank = trainer.fit()
+
+    """
 
     config_class = PredictionMatchingConfig
     presets = PRESETS
@@ -37,7 +44,7 @@ class PredictionMatchingTrainer(Trainer):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The only one."""
+        """The single stage `match`."""
         config = self.config
         steps = min(config.iterations, config.max_steps or config.iterations)
         whole = config.ipc * self.data.num_classes // config.groups
@@ -63,19 +70,19 @@ class PredictionMatchingTrainer(Trainer):
             )
 
     def setup(self) -> dict[str, Any]:
-        """Teachers, and the groups of images to begin with."""
+        """Train or load the teachers, and initialize the groups of images."""
         config, data = self.config, self.data
         if config.start == "real":
             data.require_ipc(config.ipc)
-        self.view = view_of(data, config.zca)
-        self.teachers = Teachers(config.network, data, self.view, config.teacher_recipe, config.teacher_cache)
+        self.transform = input_transform(data, config.zca)
+        self.teachers = Teachers(config.network, data, self.transform, config.teacher_recipe, config.teacher_cache)
         missing = self.teachers.missing(range(config.teachers))
         self.processes.wait()  # until all have looked, so that all divide the same
         mine = missing[self.processes.index :: self.processes.count]
         self.teachers.prepare(mine, progress=self.processes.main)
         self.processes.wait()
 
-        images, labels = self._first()
+        images, labels = self._initial_images()
         place = torch.arange(len(images), device=self.device)
         part, parts = (place % config.ipc, config.ipc) if config.group_by == "images" else (labels, data.num_classes)
         own = {}
@@ -85,83 +92,80 @@ class PredictionMatchingTrainer(Trainer):
         self.groups = Groups(own, self.processes, self._network)
         return {"groups": self.groups}
 
-    def _first(self) -> tuple[Tensor, Tensor]:
-        """Images as networks see them and labels, class after class."""
+    def _initial_images(self) -> tuple[Tensor, Tensor]:
+        """Return the first images as networks see them, and their labels, class after class."""
         labels = torch.arange(self.data.num_classes, device=self.device).repeat_interleave(self.config.ipc)
         if self.config.start == "noise":
             shape = (len(labels), *self.data.shape)
-            return torch.randn(shape, generator=self.random.device, device=self.device), labels
+            return torch.randn(shape, generator=self.random.rng, device=self.device), labels
         real = self.data.subset(self.config.ipc, self.config.seed)
         order = real.labels.argsort(stable=True)
-        return self.view(to_unit(real.gather(order)[0])), labels
+        return self.transform(to_unit(real.gather(order)[0])), labels
 
     def _network(self, seed: int = 0) -> nn.Module:
         network = build_network(self.config.network, self.data.num_classes, self.data.shape, seed)
         return network.to(self.device)
 
     def begin(self, stage: Stage) -> None:
-        """Keep the bank as it is before the first step, with the same labels: what the matching is measured against."""
-        bank = self.to_generator()
-        bank.register_to_config(
-            training={"method": START} | self._provenance(("start", "ipc", "network", "zca", "seed"))
-        )
+        """Save the bank as it is before the first step: the control that matching is measured against."""
+        bank, record = self.to_generator(), self.training_record()
+        shared = ("start", "ipc", "network", "zca", "seed", "source", "license")
+        bank.register_to_config(training={"method": START} | {name: record[name] for name in shared})
         if self.processes.main:
             bank.save_pretrained(self.run.path / START)
 
     def next_rows(self, stage: Stage) -> Tensor:
-        """Places in a group, drawn anew for every iteration and group, [groups, images]."""
-        size, generator = self.config.ipc * self.data.num_classes // self.config.groups, self.random.device
-        drawn = torch.rand(self.config.groups, size, generator=generator, device=generator.device)
-        return drawn.argsort(1)[:, : stage.batch_size]
+        """Draw positions in every group, [groups, images], anew for every iteration."""
+        size, rng = self.config.ipc * self.data.num_classes // self.config.groups, self.random.rng
+        keys = torch.rand(self.config.groups, size, generator=rng, device=rng.device)
+        return keys.argsort(1)[:, : stage.batch_size]
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """One iteration of every group of this process, on its images of these places."""
+        """Take one iteration of every group of this process, on its images at these positions."""
         chosen = list(zip(self.groups.own.values(), indices, strict=True))
-        if self.at.step % (self.config.mid_gap + 1) == 0:
-            recipe = self.config.student_recipe
-            batch_size = min(recipe.batch_size, indices.shape[1])
-            for several in in_step(chosen, self.config.network, self.data, recipe, batch_size):
+        if self.state.step % (self.config.mid_gap + 1) == 0:
+            for several in stack_groups(chosen, self.config.network, self.device):
                 self.train_students(several)
-        found = [self.move_images(group, rows) for group, rows in chosen]
-        return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
+        metrics = [self.move_images(group, rows) for group, rows in chosen]
+        return {name: torch.stack([terms[name] for terms in metrics]).mean() for name in metrics[0]}
 
     def train_students(self, chosen: Sequence[tuple[Group, Tensor]]) -> None:
-        """For each group draw a teacher, and train a student to predict like it, with snapshots on the way.
+        """Draw a teacher for each group, and train a student to predict like it, with snapshots on the way.
 
         Args:
-            chosen: groups, and which of a group's images its student learns from, as many of each.
+            chosen: groups, each with the positions of the images its student learns from, equally many for all.
 
         """
         recipe = self.config.student_recipe
         groups, learners, sets = zip(*(self._lesson(group, rows) for group, rows in chosen), strict=True)
-        cohort, generators = Cohort(learners, stacked=True), [group.random.device for group in groups]
+        ensemble, rngs = ClassifierEnsemble(learners, stacked=True), [group.random.rng for group in groups]
         for epoch in range(recipe.epochs):
-            orders = [shuffled(len(sets[0][0]), recipe, generator) for generator in generators]
+            orders = [shuffled_batches(len(sets[0][0]), recipe, rng) for rng in rngs]
             for batches in zip(*orders, strict=True):
-                drawn = zip(sets, batches, strict=True)
-                cohort.step([(images[batch], logits[batch]) for (images, logits), batch in drawn], generators)
+                pairs = zip(sets, batches, strict=True)
+                ensemble.step([(images[batch], logits[batch]) for (images, logits), batch in pairs], rngs)
             if epoch in self.snapshots:
-                for group, learner in zip(groups, cohort.learners, strict=True):
+                for group, learner in zip(groups, ensemble.learners, strict=True):
                     group.students.append(deepcopy(learner.network).eval().requires_grad_(False))
 
     def _lesson(self, group: Group, rows: Tensor) -> tuple[Group, Learner, tuple[Tensor, Tensor]]:
-        """A fresh student of a group, these images of it, and what a teacher drawn anew predicts for them."""
+        """Return a group, a fresh student, and these images with the logits of a teacher drawn anew."""
         config, recipe = self.config, self.config.student_recipe
         group.teacher_number, group.students = group.random.integer(config.teachers), []
         teacher, images = self.teachers[group.teacher_number], group.images[rows]
-        with torch.no_grad(), self.computing():
+        with torch.no_grad(), self.autocast():
             logits = torch.cat([teacher(part)[0] for part in images.split(config.chunk)]).float()
         student = self._network(group.random.integer(2**31))
-        return group, Learner(student, self.view, recipe, recipe.steps(len(rows))), (images, logits)
+        return group, Learner(student, self.transform, recipe, recipe.steps(len(rows))), (images, logits)
 
     def move_images(self, group: Group, rows: Tensor) -> dict[str, Tensor]:
-        """One step up the gap between students and teacher, and down the teacher's cross-entropy (Eq. 6)."""
+        """Move images up the gap between students and teacher, and down the teacher's cross-entropy (Eq. 6)."""
         config, teacher = self.config, self.teachers[group.teacher_number]
         group.velocity.mul_(config.image_momentum)
         totals = {"gap": 0.0, "cross_entropy": 0.0}
         for chunk in rows.split(config.chunk):
             images = group.images[chunk].requires_grad_()
-            with self.computing():
+            with self.autocast():
                 terms = prediction_terms(images, group.labels[chunk], teacher, group.students)
             share = len(chunk) / len(rows)
             loss = share * (config.hard_weight * terms["cross_entropy"] - terms["gap"])
@@ -173,60 +177,55 @@ class PredictionMatchingTrainer(Trainer):
         return totals | {"gap": totals["gap"] / len(group.students), "movement": movement}
 
     def memory_setting(self, stage: Stage) -> tuple[str, int]:
-        """The images that teacher and students see at a time."""
+        """Return the number of images that teacher and students see at a time."""
         return "chunk", self.config.chunk
 
     @property
     def rate(self) -> float:
-        """The images' learning rate now."""
+        """Learning rate of the images in this step."""
         (stage,) = self.stages
-        return stage.lr * (0.3 if self.at.step >= stage.steps // 2 else 1.0)
+        return stage.lr * (0.3 if self.state.step >= stage.steps // 2 else 1.0)
 
     @property
     def snapshots(self) -> set[int]:
-        """After which epochs, counted from 0, a student is kept."""
+        """Epochs, counted from 0, after which a snapshot of the student is taken."""
         epochs, count = self.config.student_epochs, self.config.snapshots
         return {epochs * (i + 1) // count for i in range(count)}
 
-    # What comes out.
-
     def to_generator(self) -> ImageBank:
-        """The images as pixels, with the first teacher's labels for what they have become."""
+        """Return the images as pixels, with the first teacher's labels for what they have become."""
         config, data = self.config, self.data
         parts = self.groups.images().split(config.chunk)
-        images = torch.cat([unit_to_uint8(self.view.inverse(part.to(self.device))) for part in parts])
+        images = torch.cat([unit_to_uint8(self.transform.inverse(part.to(self.device))) for part in parts])
         return ImageBank.of(
             images.unflatten(0, (data.num_classes, config.ipc)),
             teacher=(config.network, self.teachers[0].state_dict()),
-            view=self.view,
+            transform=self.transform,
             class_names=data.class_names,
             zca=config.zca,
             mean=data.mean,
             std=data.std,
-            training=self._provenance(),
+            training=self.training_record(),
         )
 
-    def _provenance(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """The settings of these names, or all, and the data."""
-        settings = {name: value for name, value in self.config.identity().items() if names is None or name in names}
-        return settings | {"source": self.data.source, "license": self.data.license}
-
     def picture(self) -> Any:
-        """The first images of every class that this process has some of."""
+        """Return the first images of every class that this process has some of."""
         rows = torch.cat([group.rows for group in self.groups.own.values()]).sort()
         images = torch.cat([group.images for group in self.groups.own.values()])[rows.indices]
         labels = rows.values // self.config.ipc
         names, counts = labels.unique_consecutive(return_counts=True)
         width = min(GRID_COLUMNS, int(counts.min()))
         shown = torch.cat([part[:width] for part in images.split(counts.tolist())][:GRID_ROWS])
-        pixels = unit_to_uint8(self.view.inverse(shown))
+        pixels = unit_to_uint8(self.transform.inverse(shown))
         return image_grid(pixels, width, [self.data.class_names[label] for label in names.tolist()[:GRID_ROWS]])
 
 
 def prediction_terms(
     images: Tensor, labels: Tensor, teacher: nn.Module, students: Sequence[nn.Module]
 ) -> dict[str, Tensor]:
-    """The gap that images ascend, a sum over students, and the cross-entropy they descend; means over images.
+    """Return the gap that images ascend, summed over students, and the cross-entropy they descend (Eq. 6).
+
+    Both are means over images.
 
     The teacher's logits are shared by all students, which gives the gradient of the sum of separate gaps.
     """

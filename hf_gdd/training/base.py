@@ -1,0 +1,225 @@
+"""Base of every trainer: what a method implements, and the tools it has."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_gdd.data.image_tensors import MAX_SIZE, ImageTensors
+from hf_gdd.generators.base import Generator
+from hf_gdd.training.config import Stage, TrainingConfig
+from hf_gdd.training.distributed import Processes
+from hf_gdd.training.metrics_log import MetricsLog
+from hf_gdd.training.run_folder import RunFolder, StartPoint
+from hf_gdd.training.state import TrainerState
+from hf_gdd.utils.device import autocast, keep_freed_memory
+
+logger = logging.getLogger("hf_gdd")
+
+_FORMER_PARTS = {"state": "at"}  # of checkpoints, in earlier versions
+
+
+class TrainerBase:
+    """Configuration, data and devices of a run, the hooks of a method, and its tools; `Trainer` adds the loop.
+
+    See `Trainer` for the arguments.
+    """
+
+    config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
+    presets: ClassVar[dict[str, TrainingConfig]] = {"paper": TrainingConfig()}
+    largest: ClassVar[int] = MAX_SIZE  # side of an image in pixels
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        preset: str | None = None,
+        output_dir: str | Path,
+        config: TrainingConfig | None = None,
+        **overrides: Any,
+    ) -> None:
+        self.config = self.configure(preset, config, **overrides)
+        # Accelerate's own precision is set once for a whole process, so a second run could not choose another.
+        trackers = list(self.config.trackers) or None
+        self.accelerator = Accelerator(mixed_precision="no", log_with=trackers, project_dir=str(output_dir))
+        if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+            logger.warning("The launcher's mixed precision is not used: it is the setting mixed_precision of the run.")
+        self.processes, self.device = Processes(self.accelerator), self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.whole = ImageTensors.from_dataset(
+            data,
+            image_column=self.config.image_column,
+            label_column=self.config.label_column,
+            image_size=self.config.image_size,
+            device=self.device,
+        )
+        self.whole.require_trainable(self.largest)
+        self.dataset = str(data) if isinstance(data, (str, Path)) else None
+        self.data, self.held_out = self.whole, None  # a fit that validates holds a part out
+        self.run = RunFolder(output_dir, self.identity())
+        self.state, self.logging = TrainerState(), False
+        self.log: MetricsLog | None = None  # from `open` on
+        self.bar: tqdm | None = None  # while `fit` runs
+
+    @classmethod
+    def configure(
+        cls, preset: str | None = None, config: TrainingConfig | None = None, **overrides: Any
+    ) -> TrainingConfig:
+        """Return the settings of a preset or a config, with single ones replaced.
+
+        Raises:
+            ValueError: unknown preset or setting, a value out of range, both a preset and a config, or the config of
+                another method.
+
+        """
+        if config is not None and preset is not None:
+            raise ValueError(f"Pass preset={preset!r} or config, not both: each says what all settings are.")
+        preset = preset or "paper"
+        if preset not in cls.presets:
+            raise ValueError(f"Unknown preset {preset!r}; choose one of {', '.join(cls.presets)}.")
+        config = cls.presets[preset] if config is None else config
+        if type(config) is not cls.config_class:
+            raise ValueError(
+                f"{cls.__name__} needs a {cls.config_class.__name__}, not a {type(config).__name__}: "
+                "is the config another method's?"
+            )
+        return config.changed(**overrides)
+
+    @classmethod
+    def config_from(cls, run: Mapping[str, Any]) -> TrainingConfig:
+        """Return the config that a run's file describes.
+
+        Raises:
+            ValueError: it is of another trainer, or has settings that this version does not know.
+
+        """
+        if run["trainer"] != cls.__name__:
+            raise ValueError(f"The config is of a {run['trainer']}, not a {cls.__name__}: use that method's command.")
+        return cls.config_class.from_identity(run["config"])
+
+    # A method implements these.
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Parts of the training, in order."""
+        raise NotImplementedError
+
+    def setup(self) -> dict[str, Any]:
+        """Build everything; returns all that changes while training, each with `state_dict` and `load_state_dict`."""
+        raise NotImplementedError
+
+    def step(self, indices: Tensor) -> dict[str, Tensor]:
+        """Take one step on this process's part of `next_rows`; returns scalars to log, still on the device."""
+        raise NotImplementedError
+
+    def to_generator(self) -> Generator:
+        """Return the generator as it is now, independent of the training."""
+        raise NotImplementedError
+
+    # A method may override these.
+
+    @property
+    def start_point(self) -> StartPoint | None:
+        """The other run whose first stages replace this one's, or None."""
+        return None
+
+    def begin(self, stage: Stage) -> None:
+        """Prepare for a stage that is entered, not resumed in."""
+
+    def next_rows(self, stage: Stage) -> Tensor:
+        """Return what the next step works on, of which each process takes a part: row numbers of `self.data`."""
+        return self.batches.next(self._batch_size(stage))
+
+    def memory_setting(self, stage: Stage) -> tuple[str, int]:
+        """Return name and value of the setting that decides how much memory a step of this stage takes."""
+        return f"{stage.name}_batch_size", self._batch_size(stage)
+
+    def picture(self) -> Any:
+        """Return the picture saved while training: a grid of samples."""
+        return self.to_generator().grid()
+
+    def check_processes(self) -> None:
+        """Refuse a number of processes that the work cannot be divided among.
+
+        Raises:
+            ValueError: it does not divide the batch of every stage.
+
+        """
+        for stage in self.stages:
+            size, processes = self._batch_size(stage), self.processes.count
+            if size % processes:
+                raise ValueError(
+                    f"The batch of stage {stage.name!r}, {size} images, does not divide over {processes} processes: "
+                    "choose another batch size or number of processes."
+                )
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that changes while training."""
+        return {name: part.state_dict() for name, part in self.tracked.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, also by an earlier version."""
+        for name, part in self.tracked.items():
+            part.load_state_dict(state[name] if name in state else state[_FORMER_PARTS[name]])
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes this run this run, as primitives; the run can be repeated from it."""
+        return {
+            "trainer": type(self).__name__,
+            "dataset": self.dataset,
+            "source": self.data.source,
+            "fingerprint": self.data.fingerprint,
+            "config": self.config.identity(),
+        }
+
+    # Tools for methods.
+
+    def training_record(self) -> dict[str, Any]:
+        """Return what a generator records of its training: settings, data, and the method's paper and summary."""
+        settings, start = self.config.identity(), self.start_point
+        settings = start.describe(settings) if start else settings
+        return settings | self.config.method_record() | {"source": self.data.source, "license": self.data.license}
+
+    def epoch_stage(self, name: str) -> Stage:
+        """Return a stage by its settings `<name>_epochs`, `<name>_batch_size` and `<name>_lr`."""
+        epochs, size, lr = (getattr(self.config, f"{name}_{what}") for what in ("epochs", "batch_size", "lr"))
+        steps = epochs * max(1, len(self.data) // size)
+        return Stage(name, min(steps, self.config.max_steps or steps), size, lr)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass in the run's precision; losses are taken in float32."""
+        return autocast(self.device, self.config.mixed_precision)
+
+    def update(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Take one optimizer step of `module` on `loss`, its gradients averaged over processes."""
+        optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        self.processes.average_gradients(module.parameters())
+        optimizer.step()
+
+    def normal(self, rows: int, *shape: int) -> Tensor:
+        """Draw normal noise [rows, *shape]: this process's part of what all draw."""
+        size = (rows * self.processes.count, *shape)
+        return self.processes.part(torch.randn(size, generator=self.random.rng, device=self.device))
+
+    def uniform(self, rows: int) -> Tensor:
+        """Draw numbers in [0, 1), [rows]: this process's part of what all draw."""
+        size = (rows * self.processes.count,)
+        return self.processes.part(torch.rand(size, generator=self.random.rng, device=self.device))
+
+    def integers(self, high: int, rows: int) -> Tensor:
+        """Draw integers in [0, high), [rows]: this process's part of what all draw."""
+        size = (rows * self.processes.count,)
+        return self.processes.part(torch.randint(high, size, generator=self.random.rng, device=self.device))
+
+    def _batch_size(self, stage: Stage) -> int:
+        return min(stage.batch_size, len(self.data))
