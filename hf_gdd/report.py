@@ -1,36 +1,103 @@
-"""Report: accuracies that carry everything needed to judge them, as JSON and as a table."""
+"""Reports of accuracies, with all that is needed to judge them, and the table of protocols.
+
+This module is longer than others because cards, scripts and every package that measures need all of it, and it may
+import nothing but `hf_gdd.utils`.
+"""
 
 import json
+import re
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-RANDOM_REAL, FULL_DATA, SOFT = "random-real", "full data", "soft"
+from hf_gdd.utils.io import write_json
+
+RANDOM_REAL, FULL_DATA = "random-real", "full data"
+FIXED, SOFT, DYNAMIC, DYNAMIC_BEST5, DYNAMIC_POOL = "fixed", "soft", "dynamic", "dynamic-best5-test", "dynamic-pool-m"
 # Names in records of earlier versions, and today's.
 FORMER_SAMPLING = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
+FORMER_FIELDS = {"normalisation": "normalization"}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How networks are trained on a set or generator, and tested; `hf_gdd.evaluation` runs it.
+
+    Attributes:
+        name: name in reports and on the command line; `dynamic-pool-m` stands for a family, with a number for m.
+        summary: one line of text for help, cards and docs.
+        looks: number of times a network is tested on the test set; its best accuracy counts.
+        fresh: True if the images are new in each epoch.
+        soft: True if networks learn a teacher's logits instead of the labels.
+        sets: number of sets that take turns, one in each epoch, if the images are not fresh.
+
+    Example:
+        for protocol in PROTOCOLS.values():
+            print(f"{protocol.name}: {protocol.summary}")
+
+    """
+
+    name: str
+    summary: str
+    looks: int = 1
+    fresh: bool = False
+    soft: bool = False
+    sets: int = 1
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(FIXED, "one set of IPC images per class with hard labels, one test at the end"),
+        Protocol(SOFT, "the same set, but networks learn the logits stored with it (Chen et al., 2023)", soft=True),
+        Protocol(DYNAMIC, "IPC fresh images per class in each epoch, as papers on generators count IPC", fresh=True),
+        Protocol(
+            DYNAMIC_BEST5,
+            "as `dynamic`, but the best of five tests counts, as the public DiM code reports it",
+            looks=5,
+            fresh=True,
+        ),
+        Protocol(DYNAMIC_POOL, "m sets of IPC images per class take turns, where sampling is too slow for `dynamic`"),
+    )
+}
+_POOL = re.compile(rf"{DYNAMIC_POOL.removesuffix('m')}([1-9]\d{{0,4}})")
+
+
+def find_protocol(name: str) -> Protocol:
+    """Return the protocol of a name, such as `fixed` or `dynamic-pool-5`.
+
+    Raises:
+        ValueError: there is no such protocol.
+
+    """
+    if match := _POOL.fullmatch(name):
+        return replace(PROTOCOLS[DYNAMIC_POOL], name=name, sets=int(match[1]))
+    if name not in PROTOCOLS or name == DYNAMIC_POOL:
+        known = ", ".join(PROTOCOLS)
+        raise ValueError(f"Unknown protocol {name!r}; choose one of {known}, with a number for m as in dynamic-pool-5.")
+    return PROTOCOLS[name]
 
 
 @dataclass(frozen=True)
 class Result:
-    """The accuracy of n networks trained on one set or stream, all fields needed to repeat it.
+    """Accuracies of n networks trained on one set or stream, with all that is needed to repeat them.
 
     Attributes:
-        name: the method, `random-real` or `full data`.
-        protocol: `fixed`, `soft`, `dynamic`, `dynamic-best5-test` or `dynamic-pool-m`, see `hf_gdd.evaluate`.
-        network: the architecture trained.
+        name: method, `random-real` or `full data`.
+        protocol: name of the protocol, see `PROTOCOLS`.
+        network: architecture of the networks.
         ipc: images per class; None for full data.
-        accuracies: on the test set, one per network, in [0, 1].
-        seeds: of the networks, one per accuracy.
-        generator_seed: of the training that made the generator; None where there is none.
+        accuracies: accuracy on the test set of each network, in [0, 1].
+        seeds: seed of each network.
+        generator_seed: seed of the training that gave the generator; None without one.
         steps: SGD steps of each network.
-        distinct_images: how many different images one network saw.
-        stored_bytes: of the artifact: raw uint8 pixels for a set, and float16 logits under `soft`; weights for a
-            generator.
+        distinct_images: number of different images that one network saw.
+        stored_bytes: size of the artifact: raw uint8 pixels, and float16 logits if soft; weights for a generator.
         seconds: wall time of all n networks together.
-        sampling: what changed the generator's pixels, such as "truncation=1.0"; None where there is no generator.
-        generator: its fingerprint: these weights and no others were judged.
+        sampling: settings that changed the generator's pixels, such as "truncation=1.0"; None without a generator.
+        generator: fingerprint of the generator; None without one.
 
     """
 
@@ -50,7 +117,7 @@ class Result:
 
     @property
     def cell(self) -> tuple[str, str | None, str, str, int | None]:
-        """What is compared: results of one cell differ only in the generator's seed."""
+        """Key of the table row; results with the same key differ only in the generator."""
         return (self.name, self.sampling, self.protocol, self.network, self.ipc)
 
     @property
@@ -66,20 +133,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a set of images is, whatever is trained on it, in the feature spaces of n networks trained on real ones.
+    """Scores of a set of images in the feature spaces of n networks trained on real images.
 
     Attributes:
-        name: the method, `random-real`, `test images`, or `reconstruction` of the test images by an autoencoder.
+        name: method, `random-real`, `test images`, or `reconstruction` of the test images by an autoencoder.
         ipc: images per class; None for the test images.
-        images: how many were judged.
-        network: the architecture whose last features are the feature space.
-        seeds: of the networks.
-        scores: for each score one value per network: `label_accuracy` is the share of the images that the network
-            takes for what they are labeled; `diversity` is `hf_gdd.evaluation.metrics.class_diversity`; the others compare with
-            the test images and are `coverage_scores` and `frechet_distance` of that module.
-        generator_seed: of the training that made the generator; None where there is none.
-        sampling: what changed the generator's pixels; None where there is no generator.
-        generator: its fingerprint.
+        images: number of images.
+        network: architecture whose last features are the feature space.
+        seeds: seed of each network.
+        scores: for each score one value per network: `label_accuracy` is the share of images that the network
+            classifies as labeled; the others are explained in `hf_gdd.evaluation.metrics`.
+        generator_seed: seed of the training that gave the generator; None without one.
+        sampling: settings that changed the generator's pixels; None without a generator.
+        generator: fingerprint of the generator; None without one.
 
     """
 
@@ -95,11 +161,11 @@ class Quality:
 
     @property
     def cell(self) -> tuple[Any, ...]:
-        """What makes it this row and no other."""
+        """Key of the row; rows with the same key are the same."""
         return (self.name, self.sampling, self.network, self.ipc, self.generator_seed, self.generator)
 
     def mean(self, score: str) -> float:
-        """The mean of a score over the networks."""
+        """Return the mean of a score over the networks."""
         return statistics.fmean(self.scores[score])
 
 
@@ -108,15 +174,21 @@ class Report:
     """Results with the circumstances they share.
 
     Attributes:
-        results: one per (method, protocol, network, IPC, generator seed).
-        train: source and fingerprint of the real training set, or of the set evaluated if no real one was given.
+        results: one per method, protocol, network, IPC and generator.
+        train: source and fingerprint of the real training set, or of the evaluated set where no real one was given.
         test: source and fingerprint of the test set.
-        recipe: fields of the `Recipe` every network was trained by.
-        normalization: where the statistics that images are normalized by came from.
-        device: the device's name.
-        versions: of the libraries that matter.
-        quality: of sets of images, where it was asked for.
-        shared_draws: whether all networks of a row saw the same batches, augmented alike.
+        recipe: fields of the `Recipe` that trained every network.
+        normalization: origin of the statistics that normalize the images.
+        device: name of the device.
+        versions: versions of the libraries that matter.
+        quality: scores of images, where they were asked for.
+        shared_draws: True if all networks of a row saw the same batches with the same augmentation.
+
+    Example:
+        train, test = (ImageTensors.from_dataset("digits", split) for split in ("train", "test"))
+        report = evaluate(train.subset(10, seed=0), test, recipe=Recipe(max_steps=5), n=2)
+        report.save("report.json")
+        print(Report.load("report.json").markdown())
 
     """
 
@@ -132,25 +204,25 @@ class Report:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why these numbers must not be trusted or compared, if anything."""
+        """Reasons not to trust or compare these numbers."""
         floor = self.recipe.get("floor", 0.0)
-        found = [
+        problems = [
             f"recipe invalid: {result.network} reaches {result.mean:.1%} on full data, under its floor of {floor:.1%}"
             for result in self._too_weak()
         ]
         baselines = {(r.network, r.ipc, r.protocol == SOFT) for r in self.results if r.name == RANDOM_REAL}
         alone = [r for r in self.results if r.ipc and (r.network, r.ipc, r.protocol == SOFT) not in baselines]
         if any(result.protocol != SOFT for result in alone):
-            found.append("no random-real baseline at the same IPC: pass real= to evaluate")
+            problems.append("no random-real baseline at the same IPC: pass real= to evaluate")
         if any(result.protocol == SOFT for result in alone):
-            found.append(
+            problems.append(
                 "no random-real baseline with soft labels of the same teacher: evaluate the bank itself, with real="
             )
-        return tuple(found)
+        return tuple(problems)
 
     @property
     def valid(self) -> bool | None:
-        """Whether the recipe can tell good data from bad: full data reaches its floor. None if that was not tested."""
+        """True if full data reaches the recipe's floor, so that good data can be told from bad; None if not tested."""
         return not self._too_weak() if self.find(FULL_DATA) else None
 
     def _too_weak(self) -> list[Result]:
@@ -158,7 +230,7 @@ class Report:
 
     @classmethod
     def merge(cls, reports: Iterable["Report"]) -> "Report":
-        """One report of several taken under the same circumstances.
+        """Join reports taken under the same circumstances.
 
         Raises:
             ValueError: they differ in data, recipe, normalization, device, versions or shared draws, two hold the same
@@ -181,11 +253,10 @@ class Report:
                 )
             seen.add(key)
         quality = {row.cell: row for report in reports for row in report.quality}  # equal cells are equal rows
-        shared = {f.name: getattr(reports[0], f.name) for f in fields(cls)}
-        return cls(**shared | {"results": tuple(results), "quality": tuple(quality.values())})
+        return replace(reports[0], results=tuple(results), quality=tuple(quality.values()))
 
     def find(self, name: str, **where: Any) -> list[Result]:
-        """The results of a method, narrowed by any other field of `Result`."""
+        """Return the results of a method, narrowed by any other field of `Result`."""
         return [
             result
             for result in self.results
@@ -193,12 +264,12 @@ class Report:
         ]
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Write as JSON; a process killed at any moment leaves the old file or the new one."""
+        write_json(Path(path), asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "Report":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote, in this version or an earlier one.
 
         Raises:
             ValueError: the file is not a report.
@@ -211,55 +282,44 @@ class Report:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Report":
-        """The report of what `dataclasses.asdict` made of one, also after it was JSON.
+        """Build a report from the output of `dataclasses.asdict`, also after a round trip through JSON.
 
         Raises:
-            TypeError: fields are missing, or there are others.
+            TypeError: fields are missing or unknown.
             KeyError: there are no results.
 
         """
-        content = dict(content)
-        results = [
-            Result(**r | {"accuracies": tuple(r["accuracies"]), "seeds": tuple(r["seeds"])})
-            for r in content.pop("results")
-        ]
+        content = {FORMER_FIELDS.get(name, name): value for name, value in content.items()}
+        results = [Result(**_row(row) | {"accuracies": tuple(row["accuracies"])}) for row in content.pop("results")]
         quality = [
-            Quality(**row | {"seeds": tuple(row["seeds"]), "scores": {k: tuple(v) for k, v in row["scores"].items()}})
+            Quality(**_row(row) | {"scores": {name: tuple(values) for name, values in row["scores"].items()}})
             for row in content.pop("quality", [])
         ]
         return cls(results=tuple(results), quality=tuple(quality), **content)
 
     def markdown(self) -> str:
-        """The table, one row a cell, with the circumstances and any problem under it."""
-        header = [
-            "method",
-            "protocol",
-            "IPC",
-            "network",
-            "accuracy %",
-            "nets",
-            "generators",
-            "distinct images",
-        ]
+        """Return a table with one row per cell, the circumstances and any problems."""
+        header = ["method", "protocol", "IPC", "network", "accuracy %", "nets", "generators", "distinct images"]
         header += ["stored", "steps", "seconds"]
-        lines = [" | ".join(header), " | ".join(["---"] * len(header))]
         several = len({result.sampling for result in self.results if result.sampling}) > 1
-        for cell in dict.fromkeys(result.cell for result in self.results):
-            lines.append(" | ".join(_row([result for result in self.results if result.cell == cell], several)))
-        tables = ["\n".join(f"| {line} |" for line in lines), *self._quality_table()]
-        return "\n\n".join([*tables, self._circumstances(), *(f"**{problem}**" for problem in self.problems)])
+        rows = [
+            _cells([result for result in self.results if result.cell == cell], several)
+            for cell in dict.fromkeys(result.cell for result in self.results)
+        ]
+        parts = [markdown_table(header, rows)] + ([self._quality_table()] if self.quality else [])
+        return "\n\n".join([*parts, self._circumstances(), *(f"**{problem}**" for problem in self.problems)])
 
-    def _quality_table(self) -> list[str]:
-        if not self.quality:
-            return []
+    def _quality_table(self) -> str:
         scores = list(dict.fromkeys(score for row in self.quality for score in row.scores))
+        rows = [
+            (
+                *(row.name, "-" if row.ipc is None else str(row.ipc), f"{row.images:,}", row.network),
+                *(_spread(row.scores.get(score, ())) for score in scores),
+            )
+            for row in self.quality
+        ]
         header = ["images", "IPC", "number", "features", *(score.replace("_", " ") for score in scores)]
-        lines = [" | ".join(header), " | ".join(["---"] * len(header))]
-        for row in self.quality:
-            cells = [row.name, "-" if row.ipc is None else str(row.ipc), f"{row.images:,}", row.network]
-            lines.append(" | ".join([*cells, *(_spread(row.scores.get(score, ())) for score in scores)]))
-        lines = dict.fromkeys(lines)  # generators that share an autoencoder share its row
-        return ["\n".join(f"| {line} |" for line in lines)]
+        return markdown_table(header, dict.fromkeys(rows))  # generators that share an autoencoder share its row
 
     def _circumstances(self) -> str:
         recipe = ", ".join(f"{key} {value}" for key, value in self.recipe.items() if value is not False and value != [])
@@ -274,13 +334,37 @@ class Report:
         )
 
     def __str__(self) -> str:
-        """One line a person reads."""
+        """Return a single line."""
         parts = [
             f"{r.name}{f' IPC {r.ipc}' if r.ipc else ''} {r.protocol} {100 * r.mean:.1f}"
             f"{f'±{100 * r.std:.1f}' if len(r.accuracies) > 1 else ''} ({r.network}, n={len(r.accuracies)})"
             for r in self.results
         ]
         return "; ".join([*parts, *(problem.upper() for problem in self.problems)]) + f" [{self.device}]"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a Markdown table.
+
+    Example:
+        markdown_table(["method", "accuracy %"], [["dim", "55.0"], ["random-real", "48.2"]])
+
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a saved row, its sampling in today's names."""
+    return {**row, "seeds": tuple(row["seeds"]), "sampling": _present_sampling(row.get("sampling"))}
+
+
+def _present_sampling(text: str | None) -> str | None:
+    """Translate "guidance=4.0, steps=50", as earlier versions wrote it."""
+    if not text:
+        return text
+    pairs = (part.partition("=") for part in text.split(", "))
+    return ", ".join(FORMER_SAMPLING.get(name, name) + equals + value for name, equals, value in pairs)
 
 
 def _spread(values: tuple[float, ...]) -> str:
@@ -294,8 +378,8 @@ def _deviation(values: Iterable[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _row(results: list[Result], with_sampling: bool) -> list[str]:
-    """One cell: the mean over generators, deviations over networks and over generators kept apart."""
+def _cells(results: list[Result], with_sampling: bool) -> list[str]:
+    """Return a table row: the mean over generators, with separate deviations over networks and generators."""
     first, means = results[0], [result.mean for result in results]
     accuracy = f"{100 * statistics.fmean(means):.1f}"
     if len(first.accuracies) > 1:

@@ -1,11 +1,12 @@
-"""The whole path on the bundled 8x8 digits: distil by four methods, materialize, evaluate, compare.
+"""Distill the bundled 8x8 digits by four GAN methods, then evaluate and compare them.
 
     python scripts/digits.py
 
-Expect about four minutes on two CPU cores and no network. The table at the end should show `dynamic` IPC 10 of every
-method above random-real IPC 10, and full data above 97 %; between the four methods, differences of a point are noise at
-one generator seed. That matching acts is seen in the losses under it. `runs/digits/<method>` keeps each run: generator,
-samples, losses.png, metrics.jsonl. Stopped half way? The same command goes on.
+This takes about five minutes on two CPU cores and needs no network. In the table at the end, `dynamic` at IPC 10 should
+lie above random-real at IPC 10 for every method, and full data above 97 %. Differences of a point between the methods
+are noise: there is one generator of each. The losses below the table show that matching works. Each method leaves
+its run in `runs/digits/<method>`: generator, samples, losses.png and metrics.jsonl. To resume a run that was stopped,
+repeat the command.
 """
 
 import sys
@@ -18,16 +19,16 @@ from hf_gdd.methods.global_local.matching_distance import matching_losses
 from hf_gdd.methods.global_local.model_pool import ModelPool
 from hf_gdd.utils.random import Random
 
-METHODS = ("cgan", "cgan-continued", "dim", "global-local")  # three that share the first one's GAN
+METHODS = ("cgan", "cgan-continued", "dim", "global-local")  # the last three start from the GAN of the first
 IPCS = (1, 10, 50)
 
 
 def main(output_dir: Path = Path("runs/digits"), seed: int = 0, n: int = 3) -> None:
-    """Distil the digits by every method and judge the results side by side.
+    """Distill the digits by every method and compare the results.
 
     Args:
-        output_dir: one folder a method is made in it.
-        seed: of the training and of the images.
+        output_dir: folder for one subfolder per method.
+        seed: seed of the trainings and of the images.
         n: networks per row of the table.
 
     """
@@ -57,13 +58,13 @@ def main(output_dir: Path = Path("runs/digits"), seed: int = 0, n: int = 3) -> N
         generator.save_pretrained(output_dir / method / "generator")
 
     print(report.markdown())
-    print("\nDistance from test images in 5 fresh networks:")
+    print("\nMatching losses between generated and test images in 5 fresh networks:")
     for method, generator in generators.items():
         pool = ModelPool(("convnet2",), real, inner_steps=20, refresh=1, random=Random(seed))
         losses = matching_losses(generator, test, pool)
         print(f"  {method:15}global {losses['global']:.4f}, local {losses['local']:.4f}")
     if not report.valid:
-        sys.exit("The recipe is invalid here, so the table decides nothing.")
+        sys.exit("Full data stays under the floor of the recipe, so this table cannot rank the methods.")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     python scripts/imagenet_subsets.py --dataset <folder or Hub id of ImageNette, ImageWoof or ImageIDC>
 
-The model's classes are found by the data set's class names: WordNet ids or ImageNet's names. A data set with other
-names needs `--subset`, which says what its labels 0 to 9 are. Two test splits are in use, the report names yours: the
-ImageNet validation part (500 images), as in the papers, or that of fastai's sets (3,925 and 3,929). The weights are
-`facebook/DiT-XL-2-256`, CC BY-NC 4.0, at the revision that holds them as safetensors. Gu et al. (2024) report
-39.2 ± 1.3 % for Minimax on ImageWoof at IPC 10 with ResNetAP-10, the best of many tests; we test once, at the end.
-Nobody has run this recipe yet: its loading, tuning and evaluation are tested on a small model of the same structure.
+The data set's class names, WordNet ids or ImageNet's names, select the model's classes. A data set with other names
+needs `--subset`, which says what its labels 0 to 9 are. Two test splits are in use, and the report names yours: the
+ImageNet validation images of these classes (500), as in the papers, or the split of fastai's sets (3,925 and 3,929).
+The weights are `facebook/DiT-XL-2-256`, CC BY-NC 4.0, at the revision that stores them as safetensors. Gu et al. (2024)
+report 39.2 ± 1.3 % for Minimax on ImageWoof at IPC 10 with ResNetAP-10, the best of many tests; this recipe tests once,
+at the end. It has not been run yet: loading, tuning and evaluation are tested on a small model of the same structure.
 """
 
 from pathlib import Path
@@ -36,15 +36,15 @@ def main(
 
     Args:
         dataset: folder or Hub id.
-        subset: what the data set's classes are, in the order of `hf_gdd.data.imagenet.SUBSETS`; by their names if None.
+        subset: subset whose classes the labels are, in the order of `hf_gdd.data.imagenet.SUBSETS`; by name if None.
         method: `self-adaptive`, `minimax`, or `dit` for tuning without memories.
-        output_dir: of the run.
-        test_split: the whole of it is the test set.
+        output_dir: folder of the run.
+        test_split: split that is the test set as a whole.
         ipcs: images per class to evaluate.
-        networks: architectures of the table; the papers show them at 224 px, the images here have 256.
+        networks: architectures of the table, here at 256 px; the papers train them at 224 px.
         n: networks per row of the table.
-        seed: of training and images.
-        max_steps: cap on the training.
+        seed: seed of the training and of the images.
+        max_steps: cap on the training steps.
         pretrained: folder or repo id of another model of the same kind.
 
     """

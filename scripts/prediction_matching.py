@@ -1,17 +1,20 @@
-"""Adversarial prediction matching, beside the bank it began with and random real images, with hard and soft labels.
+"""Adversarial prediction matching, beside its start and random real images, with hard and with soft labels.
 
-    python scripts/prediction_matching.py                          # the bundled 8x8 digits, ten images of every class
+    python scripts/prediction_matching.py                 # the bundled 8x8 digits, ten images per class
 
-Expect about five minutes on two CPU cores and no network. `start` is the same random real images before the first step,
-with labels of the same teacher: what separates it from `prediction-matching` is what moving the images brings, and what
-separates its `soft` row from its `fixed` row is what the labels bring. `unrounded` trains on the images as they were
-optimized, before they became pixels. Compare `fixed` with `fixed` and `soft` with `soft`.
+This takes about five minutes on two CPU cores and needs no network. The rows of the table:
+
+- `start`: the real images that the bank began with, labeled by the same teacher. `prediction-matching` minus `start` is
+  what moving the images brings; `soft` minus `fixed` is what the teacher's labels bring.
+- `unrounded`: the optimized images before they were rounded to pixels.
+
+Compare `fixed` with `fixed` and `soft` with `soft`.
 
     python scripts/prediction_matching.py --dataset zalando-datasets/fashion_mnist --preset lite --recipe short \
         --networks convnet3 --cross resnet10-dd --output-dir runs/matching-fashion
 
-trained for 23 minutes on one CPU thread beside other programs; model_cards/fashion_mnist-matching has the table, whose
-last column says what each row took. Stopped half way? The same command goes on; what was judged is kept as JSON.
+trains for 23 minutes on one busy CPU thread; docs/results.md has its table, with the seconds of every row. To resume a
+run that was stopped, repeat the command: finished rows are stored as JSON.
 """
 
 import hashlib
@@ -52,52 +55,48 @@ def main(
     held_out: float | None = None,
     teacher_cache: str | None = None,
 ) -> None:
-    """Optimise a bank of each size, and judge it with its start and the baselines.
+    """Optimize a bank of every size, and evaluate it with its start and the baselines.
 
     Args:
         dataset: `digits`, a Hub id, or a local folder.
-        output_dir: one folder for each IPC is made in it.
-        preset: of the training.
+        output_dir: folder for one subfolder per IPC.
+        preset: settings of the training.
         ipcs: images per class.
-        networks: that are trained on the bank, its start and the baselines.
-        cross: architectures that the bank never met, trained on it and the baselines.
+        networks: architectures trained on the bank, on its start and on the baselines.
+        cross: architectures that the bank never met, trained on it and on the baselines.
         cross_n: networks of each of those.
-        recipe: of all of them; `short` is the published one for 100 steps.
+        recipe: how all of them are trained; `short` is the published recipe with 100 steps.
         n: networks of each architecture per row of the table.
-        seed: of the training and of the first network.
-        zca: whether networks see whitened images, instead of the preset's.
-        image_lr: instead of the preset's.
-        hard_weight: instead of the preset's.
-        held_out: judge on this part of the training images rather than on the test set, as settings are chosen.
-        teacher_cache: where trained teachers are kept, if not in the Hugging Face cache.
+        seed: seed of the training and of the first network.
+        zca: whether networks see whitened images; the preset's if None.
+        image_lr: learning rate of the images; the preset's if None.
+        hard_weight: weight of the class term; the preset's if None.
+        held_out: evaluate on this part of the training images instead of the test set, to choose settings.
+        teacher_cache: folder of trained teachers; the Hugging Face cache if None.
 
     """
     real, test = ImageTensors.from_dataset(dataset, "train"), ImageTensors.from_dataset(dataset, "test")
     if held_out is not None:
         real, test = real.split(held_out)
     chosen = SHORT if recipe == "short" else find_recipe(recipe)
-    shared = {"recipe": chosen, "n": n, "seed": seed}
     changes = {"zca": zca, "image_lr": image_lr, "hard_weight": hard_weight, "teacher_cache": teacher_cache}
     changes = {name: value for name, value in changes.items() if value is not None}
-    reports, banks = [], {}
+    shared = {"recipe": chosen, "seed": seed}
+    own, others = {"networks": networks, "n": n, **shared}, {"networks": cross, "n": cross_n, **shared}
+    alone, reports, banks = {"real": real, "with_baselines": False}, [], {}
     for ipc in ipcs:
         folder = output_dir / f"ipc{ipc}"
         trainer = PredictionMatchingTrainer(real, preset=preset, ipc=ipc, seed=seed, output_dir=folder, **changes)
         banks[folder] = bank = trainer.fit()
         start = AutoGenerator.from_pretrained(folder / "start", device=bank.device)
-        judge = Evaluator(test, trainer.view, networks, n, chosen, seed, progress=True)
-        alone = {"networks": networks, "real": real, "with_baselines": False, **shared}
-        reports.append(kept(folder / "bank.json", evaluate, bank, test, **alone))
-        reports.append(kept(folder / "start.json", evaluate, start, test, name="start", **alone))
-        reports.append(kept(folder / "unrounded.json", unrounded, trainer, judge, reports[-1].normalization))
-        if cross:
-            alone |= {"networks": cross, "n": cross_n}
-            reports.append(kept(folder / "cross.json", evaluate, bank, test, **alone))
-    shared |= {"ipcs": ipcs, "bank": bank}
-    reports.insert(0, kept(output_dir / "baselines.json", baselines, real, test, networks=networks, **shared))
-    if cross:
-        shared |= {"networks": cross, "n": cross_n}
-        reports.append(kept(output_dir / "cross-baselines.json", baselines, real, test, **shared))
+        evaluator = Evaluator(test, trainer.transform, networks, n, chosen, seed, progress=True)
+        reports.append(stored(folder / "start.json", evaluate, start, test, name="start", **alone, **own))
+        reports.append(stored(folder / "unrounded.json", unrounded, trainer, evaluator, reports[-1].normalization))
+        for each in (own, others) if cross else (own,):
+            reports.append(stored(folder / "bank.json", evaluate, bank, test, **alone, **each))
+    for each in (others, own) if cross else (own,):
+        rows = stored(output_dir / "baselines.json", baselines, real, test, ipcs=ipcs, bank=bank, **each)
+        reports.insert(0, rows)
 
     report = Report.merge(reports)
     report.save(output_dir / "report.json")
@@ -107,37 +106,37 @@ def main(
     print(report.markdown())
     (full,) = report.find(FULL_DATA, network=networks[0])
     for ipc in ipcs:
-        (found,) = report.find(bank.method, ipc=ipc, protocol=SOFT, network=networks[0])
+        (row,) = report.find(bank.method, ipc=ipc, protocol=SOFT, network=networks[0])
         share = ipc * real.num_classes / len(real)
-        print(f"{share:6.1%} of the images, soft labels: {found.mean / full.mean:.1%} of the accuracy on full data")
+        print(f"{share:6.1%} of the images, soft labels: {row.mean / full.mean:.1%} of the accuracy on full data")
     if not report.valid:
-        sys.exit("The recipe is invalid here, so the table decides nothing.")
+        sys.exit("Full data stays under the floor of the recipe, so this table cannot rank the methods.")
 
 
-def kept(path: Path, judged: Callable[..., Report], *args: Any, **kwargs: Any) -> Report:
-    """A report that an earlier run left under the same circumstances, or one that is made now."""
-    told = [repr(x) for x in (*args, *kwargs.values()) if isinstance(x, (str, int, tuple, Recipe))]
-    path = path.with_stem(f"{path.stem}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}")
+def stored(path: Path, evaluate_rows: Callable[..., Report], *args: Any, **kwargs: Any) -> Report:
+    """Return the report that an earlier run stored for these arguments, or compute and store it."""
+    given = [repr(x) for x in (*args, *kwargs.values()) if isinstance(x, (str, int, tuple, Recipe))]
+    path = path.with_stem(f"{path.stem}-{hashlib.sha256(repr(given).encode()).hexdigest()[:8]}")
     if not path.exists():
-        judged(*args, **kwargs).save(path)
+        evaluate_rows(*args, **kwargs).save(path)
     return Report.load(path)
 
 
-def unrounded(trainer: PredictionMatchingTrainer, judge: Evaluator, normalization: str) -> Report:
-    """The row of the images as they were before they became pixels, with the same teacher's labels for them."""
-    images, teacher = trainer.groups.images().to(judge.test.device), trainer.teachers[0]
+def unrounded(trainer: PredictionMatchingTrainer, evaluator: Evaluator, normalization: str) -> Report:
+    """Evaluate the images as they were before they became pixels, with the same teacher's labels for them."""
+    images, teacher = trainer.groups.images().to(evaluator.test.device), trainer.teachers[0]
     with torch.no_grad():
         logits = torch.cat([teacher(part)[0] for part in images.split(500)])
 
     def batches(i: int, random: Random) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            for rows in shuffled_batches(len(images), judge.recipe, random.rng):
+            for rows in shuffled_batches(len(images), evaluator.recipe, random.rng):
                 yield images[rows], logits[rows]
 
     row = {"name": "unrounded", "protocol": SOFT, "ipc": trainer.config.ipc}
-    results = judge.train(batches, len(images), images.nbytes + logits.nbytes, **row)
+    results = evaluator.evaluate_batches(batches, len(images), images.nbytes + logits.nbytes, **row)
     data = trainer.data
-    return judge.report(results, f"{data.source} ({data.fingerprint[:12]})", normalization)
+    return evaluator.build_report(results, f"{data.source} ({data.fingerprint[:12]})", normalization)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""An ordinary training script that can be given distilled data: only the line that makes `train` differs.
+"""Ordinary training script that also takes distilled data: only the line that loads `train` differs.
 
     python scripts/train_downstream.py --dataset digits                                     # real images
     python scripts/train_downstream.py --dataset digits --generator model_cards/digits      # 10 images of every class
     python scripts/train_downstream.py --dataset digits --generator model_cards/digits --stream
 
 `--generator` takes a folder or a Hub repo id, `--dataset` a Hub id, a folder or `digits`. Each command above takes
-seconds on two CPU cores and ends with the accuracy on the real test images. Under `accelerate launch` each process
-takes batches of its own. It is a demonstration; `hf-gdd evaluate` is the fair comparison, with several networks
-and baselines.
+seconds on two CPU cores and prints the accuracy on the real test images. Under `accelerate launch` each process takes
+its own batches. This is a demonstration: `hf-gdd evaluate` is the fair comparison, with several networks and baselines.
 """
 
 import torch
@@ -22,7 +21,7 @@ from hf_gdd import ImageTensors, load_distilled_dataset
 
 
 def network(channels: int, classes: int) -> nn.Module:
-    """A small convolutional network for images of any size."""
+    """Build a small convolutional network for images of any size."""
 
     def block(width_in: int, width: int) -> list[nn.Module]:
         return [nn.Conv2d(width_in, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
@@ -38,11 +37,11 @@ def main(
 
     Args:
         dataset: the real data set.
-        generator: what replaces its training part, if given.
-        stream: take fresh images every epoch rather than a fixed set.
-        ipc: images per class, in each epoch if they are a stream.
-        steps: of SGD.
-        seed: of the network and the images.
+        generator: generator that replaces its training images; None trains on the real ones.
+        stream: take fresh images every epoch instead of a fixed set.
+        ipc: images per class, with a stream in each epoch.
+        steps: SGD steps.
+        seed: seed of the network and of the images.
 
     """
     if stream and generator is None:

@@ -52,7 +52,7 @@ def parts(seed=0, shape=(1, 8, 8), learned=True):
 
 def diffusion(seed=0, names=NAMES, shape=(1, 8, 8), sampling=None, **record):
     """A diffusion transformer of two blocks that takes three steps."""
-    sampling = sampling or {"steps": 3, "guidance": 2.0, "scheduler": "ddpm"}
+    sampling = sampling or {"num_inference_steps": 3, "guidance_scale": 2.0, "scheduler": "ddpm"}
     return DiffusionGenerator(**parts(seed, shape), class_names=names, sampling=sampling, **record)
 
 
@@ -64,7 +64,7 @@ def bank(seed=0, names=NAMES, shape=(1, 8, 8), ipc=12, teacher="convnet1", **rec
     if teacher is not None:
         record["transform"] = Normalize(record["mean"], record["std"])
         teacher = (teacher, build_network(teacher, len(names), shape, seed=seed).state_dict())
-    return ImageBank.of(images, teacher=teacher, class_names=names, **record)
+    return ImageBank.from_images(images, teacher=teacher, class_names=names, **record)
 
 
 KINDS = {"gan": gan, "diffusion": diffusion, "bank": bank}

@@ -1,4 +1,4 @@
-"""The library is a stack of rooms: each may use only those below it, and few may draw noise."""
+"""Packages form a line: each imports only from those before it, and few modules draw noise."""
 
 import ast
 import subprocess
@@ -9,62 +9,59 @@ from pathlib import Path
 import pytest
 
 import hf_gdd
+from hf_gdd.methods.registry import builtin_classes
 
-PACKAGE = Path(hf_gdd.__file__).parent
-SCRIPTS = PACKAGE.parent / "scripts"
-ROOMS = """
-    rng convolution arithmetic augment imagenet networks losses memory metrics report pictures card pixels reading
-    images normalizing classifiers cohort pool hub upload generators.base generators.saved generators.model
-    generators.gan generators.dit generators.pipeline generators.diffusion generators.bank generators.auto matching
-    faults runs logs progress settings processes teachers training trainers.global_local_config
-    trainers.global_local trainers.autoencoder trainers.diffusion_memory_config trainers.diffusion_memory
-    trainers.groups trainers.prediction_matching_config trainers.prediction_matching stream parts builder publishing
-    judging quality evaluation cli
-"""
-ORDER = ["hf_gdd", *(f"hf_gdd.{room}" for room in ROOMS.split())]
-LEVEL = {name: level for level, name in enumerate(ORDER)}
-FILES = {
-    ".".join(("hf_gdd", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(hf_gdd.__file__).parent
+PACKAGES = (
+    *("utils", "data", "report", "classifiers", "hub", "generators", "training"),
+    *("distilled", "methods", "evaluation", "cli"),
+)
+FLAT = {"__init__", "__main__", "report"}  # modules outside any package
+MODULES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
 }
-FOLDERS = {"hf_gdd.generators", "hf_gdd.trainers"}
-TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 NORMAL = {"randn", "randn_like", "normal", "normal_", "randn_tensor", "standard_normal"}
 
 
-def imported(tree, module="", is_package=False):
-    """Every dotted name a module imports, wherever in it the import stands; `from a import b` gives a.b."""
-    parent = module.split(".") if is_package else module.split(".")[:-1]
-    for node in ast.walk(tree):
+def nodes(tree, at_run_time):
+    """Every node; `at_run_time` leaves out what stands under `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (at_run_time and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from nodes(node, at_run_time)
+
+
+def imported(tree, at_run_time=False):
+    """Every dotted name that a module imports, wherever the import stands; else also what it names in a string."""
+    for node in nodes(tree, at_run_time):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(parent[: len(parent) - node.level + 1]) if node.level else ""
-            start = ".".join(part for part in (base, node.module) if part)
-            yield from (f"{start}.{alias.name}" for alias in node.names)
+            assert not node.level, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not at_run_time:
+            yield node.value.partition(":")[0]
 
 
-def room_of(name):
-    """The room that holds a dotted name; one that hf_gdd itself passes on belongs to where it comes from."""
+def module_of(name):
+    """The module of hf_gdd that a dotted name belongs to; None for all else."""
     parts = name.split(".")
-    if parts[0] != "hf_gdd":
-        return None
-    if len(parts) == 2 and parts[1] in hf_gdd._LAZY:
-        return hf_gdd._LAZY[parts[1]]
-    return next(room for end in range(len(parts), 0, -1) if (room := ".".join(parts[:end])) in FILES)
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 1, -1))
+    return next((prefix for prefix in prefixes if prefix in MODULES), None) if parts[0] == "hf_gdd" else None
 
 
-def used_rooms(name):
-    """The rooms a module imports or names in a string, as `import_module` takes it."""
-    is_package = FILES[name].name == "__init__.py"
-    rooms = {room_of(other) for other in imported(TREES[name], name, is_package)}
-    texts = (node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant))
-    rooms |= {text for text in texts if isinstance(text, str) and text in FILES and text != "hf_gdd"}
-    return rooms - {None, name}
+def package_of(module):
+    return module.split(".")[1]
+
+
+def uses(module, at_run_time=False):
+    return {used for name in imported(TREES[module], at_run_time) if (used := module_of(name))} - {module}
 
 
 def called(tree):
-    """Dotted names of all that is called, such as `torch.randn` or `x.normal_`; `?` stands for an expression."""
+    """Last part of the names of all that is called, with its first part, such as ("torch", "randn")."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             parts, function = [], node.func
@@ -74,65 +71,62 @@ def called(tree):
             yield ".".join([function.id if isinstance(function, ast.Name) else "?", *parts])
 
 
-def test_the_readers_of_these_tests_see_what_they_should():
-    source = "import hf_gdd.a\nfrom hf_gdd.b import c\ndef f():\n    from ..d import e\n    x[0].normal_(g.h(1))"
-    tree = ast.parse(source)
-    assert set(imported(tree, "hf_gdd.trainers.x")) == {"hf_gdd.a", "hf_gdd.b.c", "hf_gdd.d.e"}
-    assert set(called(tree)) == {"?.normal_", "g.h"}
-    assert room_of("hf_gdd.generators.noise.noise") == "hf_gdd.utils.random"
-    assert room_of("hf_gdd.Sampling") == "hf_gdd.generators.base"
-    assert room_of("torch.nn") is None
-    assert used_rooms("hf_gdd.generators.gan") >= {"hf_gdd.generators.pretrained", "hf_gdd.utils.random"}
+def test_the_packages_are_those_of_the_line():
+    assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()} == {*PACKAGES} - FLAT
+    assert {path.stem for path in ROOT.glob("*.py")} == FLAT
 
 
-def test_every_module_has_its_place():
-    assert set(FILES) - FOLDERS <= set(ORDER)
-    assert {"hf_gdd.utils.random", "hf_gdd.generators.gan", "hf_gdd.distilled.builder", "hf_gdd.cli.main"} <= set(FILES)
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"hf_gdd", "hf_gdd.__main__"}))
+def test_a_package_imports_only_from_those_before_it(module):
+    level = PACKAGES.index(package_of(module))
+    assert not {used for used in uses(module) if PACKAGES.index(package_of(used)) > level}
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - FOLDERS - {"hf_gdd"}))
-def test_a_room_uses_only_those_below(name):
-    above = {room for room in used_rooms(name) if LEVEL.get(room, len(ORDER)) >= LEVEL[name]}
-    assert not above
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_of_a_package_are_in_an_order_too(package):
+    """There is no circle of imports within it; a package's own `__init__` only offers names."""
+    left = {
+        module: {used for used in uses(module, at_run_time=True) if "." in used and package_of(used) == package}
+        for module in MODULES
+        if "." in module and package_of(module) == package and MODULES[module].name != "__init__.py"
+    }
+    while ready := {module for module, needs in left.items() if not needs & left.keys()}:
+        left = {module: needs for module, needs in left.items() if module not in ready}
+    assert not left
 
 
-def test_the_package_itself_imports_nothing_of_its_rooms():
-    assert not {room_of(name) for name in imported(TREES["hf_gdd"], "hf_gdd", is_package=True)} - {None}
-    for folder in FOLDERS & set(FILES):
-        assert not used_rooms(folder)
+@pytest.mark.parametrize("package", sorted(set(PACKAGES) - FLAT))
+def test_a_package_says_in_a_sentence_what_it_is_for(package):
+    tree = TREES[f"hf_gdd.{package}"]
+    assert ast.get_docstring(tree).endswith(".")
+    for name in dir(import_module(f"hf_gdd.{package}")):
+        assert getattr(import_module(f"hf_gdd.{package}"), name) is not None
 
 
-@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
-def test_scripts_use_the_public_library(path):
-    """By themselves or through another script."""
-    every = list(imported(ast.parse(path.read_text())))
-    names = [name for name in every if name.split(".")[0] == "hf_gdd"]
-    assert names or {name.split(".")[0] for name in every} & {other.stem for other in SCRIPTS.glob("*.py")}
-    assert not [name for name in names if any(part.startswith("_") for part in name.split("."))]
+def test_modules_are_short_or_say_why():
+    long = [name for name, path in MODULES.items() if len(path.read_text().splitlines()) > 260]
+    assert not long
 
 
-def test_only_trainers_and_the_noise_itself_draw_normal_numbers():
-    """Images come of counter-based noise alone: any other draw would depend on the batch it is made in."""
+def test_scripts_use_the_public_library():
+    for path in (ROOT.parent / "scripts").rglob("*.py"):
+        names = [name for name in imported(ast.parse(path.read_text())) if name.startswith("hf_gdd.")]
+        assert not [name for name in names if any(part.startswith("_") for part in name.split("."))], path
+
+
+def test_images_come_of_counter_based_noise_alone():
+    """Any other normal draw would depend on the batch an image is made in: only training draws so."""
     drawn = {
-        (name, call)
-        for name, tree in TREES.items()
-        if name != "hf_gdd.utils.random" and not name.startswith("hf_gdd.trainers.")
+        (module, call)
+        for module, tree in TREES.items()
+        if module.split(".")[1:2] not in (["training"], ["methods"]) and module != "hf_gdd.generators.noise"
         for call in called(tree)
         if call.split(".")[-1] in NORMAL and not call.startswith("self.")
     }
-    assert drawn <= {("hf_gdd.classifiers.networks", "nn.init.normal_")}
-
-
-def test_only_generators_use_the_noise_of_images():
-    users = {name for name, tree in TREES.items() if "hf_gdd.generators.noise.noise" in set(imported(tree, name))}
-    assert "hf_gdd.generators.gan" in users
-    assert all(name.startswith(("hf_gdd.generators.", "hf_gdd.trainers.")) for name in users)
-    whole = {
-        name
-        for name, tree in TREES.items()
-        if {"hf_gdd.utils.random", "hf_gdd.utils.random.*"} & set(imported(tree, name))
-    }
-    assert not whole
+    assert drawn <= {("hf_gdd.classifiers.architectures", "nn.init.normal_")}
+    users = {module for module in MODULES if "hf_gdd.generators.noise" in uses(module)}
+    assert users
+    assert {package_of(module) for module in users} == {"generators"}
 
 
 def test_import_is_light():
@@ -143,8 +137,14 @@ def test_import_is_light():
 
 
 def test_every_public_name_is_there():
-    for name, module in hf_gdd._LAZY.items():
+    for name, module in (hf_gdd._LAZY | builtin_classes()).items():
         assert getattr(hf_gdd, name) is getattr(import_module(module), name)
         assert name in dir(hf_gdd)
     with pytest.raises(AttributeError, match="nothing"):
         _ = hf_gdd.nothing
+    with pytest.raises(AttributeError, match="NoTrainer"):
+        _ = hf_gdd.NoTrainer
+
+
+def test_the_names_of_the_registry_are_public():
+    assert {"GlobalLocalTrainer", "DiffusionMemoryConfig", "PredictionMatchingTrainer"} <= builtin_classes().keys()

@@ -1,11 +1,33 @@
+"""Reports: what they hold, how they are read back, also from earlier versions, and the table of protocols."""
+
+import ast
 import json
+import multiprocessing
+import os
+import re
+import signal
 import statistics
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
+import hf_gdd
+import hf_gdd.utils.io
 from hf_gdd.hub.cards import generator_card
-from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report, Result
+from hf_gdd.report import (
+    FIXED,
+    FULL_DATA,
+    PROTOCOLS,
+    RANDOM_REAL,
+    Quality,
+    Report,
+    Result,
+    find_protocol,
+    markdown_table,
+)
+
+SOURCES = sorted(Path(hf_gdd.__file__).parent.rglob("*.py"))
 
 
 def result(name="ours", accuracies=(0.5, 0.7), **changes):
@@ -69,6 +91,56 @@ def test_reports_from_before_draws_could_be_shared_had_them_apart(tmp_path):
     del content["shared_draws"]
     path.write_text(json.dumps(content))
     assert Report.load(path).shared_draws is False
+
+
+def former(content):
+    """A report as version 0.1.0 wrote it before fields were renamed."""
+    content = {"normalisation" if name == "normalization" else name: value for name, value in content.items()}
+    text = json.dumps(content)
+    return text.replace("guidance_scale=", "guidance=").replace("num_inference_steps=", "steps=")
+
+
+def test_a_report_of_an_earlier_version_is_read_in_todays_names(tmp_path):
+    sampling = "guidance_scale=4.0, num_inference_steps=50, scheduler=ddim"
+    quality = Quality("ours", 10, 100, "convnet3", (0,), {"diversity": (0.5,)}, 3, sampling, "f" * 64)
+    rows = (result(sampling=sampling), result("gan", sampling="truncation=1.0"), result("bank", sampling=""))
+    saved = report(*rows, result(RANDOM_REAL), quality=(quality,))
+    path = tmp_path / "report.json"
+    path.write_text(former(asdict(saved)))
+    assert '"normalisation"' in path.read_text()
+    assert "guidance=4.0, steps=50" in path.read_text()
+    assert Report.load(path) == saved
+    Report.load(path).save(path)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(asdict(saved)))
+
+
+def test_an_old_and_a_new_report_of_one_cell_merge_into_one_row():
+    sampling = "guidance_scale=4.0, num_inference_steps=50, scheduler=ddim"
+    one, other = (result(sampling=sampling, generator_seed=seed, generator=str(seed)) for seed in (0, 1))
+    old = Report.from_dict(json.loads(former(asdict(report(one)))))
+    (row,) = rows(Report.merge([old, report(other)]).markdown())
+    assert row["generators"] == "2"
+
+
+def killed(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_report_is_saved_whole_or_not_at_all(tmp_path, monkeypatch, call):
+    path = tmp_path / "report.json"
+    report(result()).save(path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_gdd.utils.io.os, call, killed)
+        child = multiprocessing.get_context("fork").Process(target=report(result("other")).save, args=(path,))
+        child.start()
+        child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    with pytest.raises(TypeError):
+        report(result(), recipe={"lr": object()}).save(path)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -208,3 +280,66 @@ def test_the_line_a_person_reads():
     assert "ours IPC 10 fixed 50.0±1.4 (convnet3, n=2)" in line
     assert "full data fixed 95.0 (convnet3, n=1)" in line
     assert line.endswith("[CPU]")
+
+
+def test_a_markdown_table():
+    assert markdown_table(["a", "b"], [("1", "2"), ["3", "4"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+    assert markdown_table(["a"], []) == "| a |\n| --- |"
+
+
+# ---- protocols
+
+
+def test_the_table_of_protocols():
+    assert list(PROTOCOLS) == ["fixed", "soft", "dynamic", "dynamic-best5-test", "dynamic-pool-m"]
+    assert {name for name, protocol in PROTOCOLS.items() if protocol.fresh} == {"dynamic", "dynamic-best5-test"}
+    assert {name for name, protocol in PROTOCOLS.items() if protocol.soft} == {"soft"}
+    assert {name: protocol.looks for name, protocol in PROTOCOLS.items() if protocol.looks > 1} == {
+        "dynamic-best5-test": 5
+    }
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name
+        assert protocol.summary
+        assert "\n" not in protocol.summary
+        assert len(protocol.summary) < 100
+
+
+def test_protocols_are_found_by_name():
+    for name in PROTOCOLS.keys() - {"dynamic-pool-m"}:
+        assert find_protocol(name) is PROTOCOLS[name]
+        assert find_protocol(name).sets == 1
+    five = find_protocol("dynamic-pool-5")
+    assert (five.name, five.sets, five.fresh, five.soft, five.looks) == ("dynamic-pool-5", 5, False, False, 1)
+    assert find_protocol("dynamic-pool-99999").sets == 99_999
+
+
+@pytest.mark.parametrize(
+    "name", ["best", "", "Fixed", "dynamic-pool", "dynamic-pool-m", "dynamic-pool-0", "dynamic-pool-123456", "pool-3"]
+)
+def test_an_unknown_protocol_is_refused_with_those_there_are(name):
+    known = "fixed, soft, dynamic, dynamic-best5-test, dynamic-pool-m"
+    with pytest.raises(ValueError, match=f"Unknown protocol '{name}'; choose one of {known}.*dynamic-pool-5"):
+        find_protocol(name)
+
+
+def literals(tree):
+    """Every string of a module but its docstrings, with its line."""
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield node.lineno, node.value
+
+
+def test_no_other_module_spells_a_protocol():
+    """They compare with the constants of `hf_gdd.report`, and read texts from its table."""
+    name = re.compile(r"(?:^|['`\"])(?:fixed|soft|dynamic)(?:$|['`\"])|\bdynamic-(?:best|pool|soft)")
+    assert name.search(FIXED)
+    assert all(name.search(f"under `{each}`") for each in PROTOCOLS)
+    found = {
+        f"{path.name}:{line}"
+        for path in SOURCES
+        if path.name != "report.py"
+        for line, text in literals(ast.parse(path.read_text()))
+        if name.search(text)
+    }
+    assert not found

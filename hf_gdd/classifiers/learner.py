@@ -1,4 +1,4 @@
-"""The only classifier training in the library: evaluation, matching networks and teachers all go through `Learner`."""
+"""Classifier training, shared by evaluation, matching networks and teachers."""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -16,19 +16,32 @@ from hf_gdd.data.pixels import to_unit
 from hf_gdd.utils.device import at_least_float32, autocast
 
 
+class NonFiniteLossError(RuntimeError):
+    """Raised when a loss or a weight becomes infinite or not a number."""
+
+
 class Learner:
-    """One network, its optimizer and its view of the images (normalized, augmented).
+    """One network with its optimizer, schedule, input transform and augmentation.
+
+    Example:
+        train, recipe, rng = ImageTensors.from_dataset("digits"), Recipe(max_steps=5), torch.Generator().manual_seed(0)
+        transform = Normalize(train.mean, train.std)
+        network = build_network("convnet1", train.num_classes, train.shape, seed=0)
+        learner = Learner(network, transform, recipe, steps=recipe.steps(len(train)))
+        for images, labels in itertools.islice(iterate_epochs(train, recipe, rng), recipe.steps(len(train))):
+            learner.step(images, labels, rng)
+        share = accuracy(network, train, transform)
 
     Args:
-        network: from `build_network`, already on its device.
-        normalize: the statistics of the real training set.
-        recipe: batch order and length are the caller's; the rest is taken from here.
+        network: from `build_network`, on its device.
+        transform: from the real training set.
+        recipe: optimizer, schedule, augmentation and precision; batches and length are up to the caller.
         steps: length of the learning-rate schedule.
 
     """
 
-    def __init__(self, network: nn.Module, normalize: InputTransform, recipe: Recipe, steps: int) -> None:
-        self.network, self.normalize, self.precision = network, normalize, recipe.mixed_precision
+    def __init__(self, network: nn.Module, transform: InputTransform, recipe: Recipe, steps: int) -> None:
+        self.network, self.transform, self.precision = network, transform, recipe.mixed_precision
         self.augment, self.cutmix = augmentation(recipe.augment), recipe.cutmix
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -36,44 +49,50 @@ class Learner:
         factor = SCHEDULES[recipe.schedule]
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: factor(step / max(steps, 1)))
 
-    def step(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """One SGD step.
+    def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """Take one SGD step.
 
         Args:
             images: uint8 [B, C, H, W], or floats that are normalized already.
-            labels: int64 [B] for cross-entropy, or the logits [B, K] to be predicted, see `prediction_gap`.
-            generator: of the augmentation, on the images' device.
+            labels: int64 [B] for cross-entropy, or logits [B, K] to predict, see `prediction_gap`.
+            rng: for augmentation, on the images' device.
 
         Returns:
             The loss, still on the device.
 
         """
-        return self.step_on(*self.prepare_batch(images, labels, generator))
+        return self.step_on(*self.prepare_batch(images, labels, rng))
 
-    def prepare_batch(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What the network is shown of a batch, which `learn` takes: images as floats and labels, see `mixed`."""
-        draw = self.augment.draw(len(images), generator, images.device)
-        return self.apply_cutmix(self.augment_batch(images, draw), labels, generator)
+    def prepare_batch(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Transform, augment and mix a batch; returns the arguments of `step_on`."""
+        draw = self.augment.draw(len(images), rng, images.device)
+        return self.apply_cutmix(self.augment_batch(images, draw), labels, rng)
 
     def augment_batch(self, images: Tensor, draw: Tensor) -> Tensor:
-        """Images as floats [B, C, H, W], normalized and augmented by a draw [B, 12]."""
+        """Return floats [B, C, H, W], transformed and augmented by a draw [B, 12]."""
         if images.is_floating_point():
             return self.augment(images, draw)
         unit = to_unit(images)
-        if self.augment.of_unit:
-            return self.normalize(self.augment(unit, draw))
-        return self.augment(self.normalize(unit), draw)
+        if self.augment.takes_unit_range:
+            return self.transform(self.augment(unit, draw))
+        return self.augment(self.transform(unit), draw)
 
-    def apply_cutmix(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Images and labels; with cutmix mixed images, their own labels, those pasted in, and the share they keep."""
+    def apply_cutmix(self, x: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Mix a batch if the recipe says so; see `cutmix`.
+
+        Returns:
+            Images and labels; if mixed, also the labels of the pasted boxes and the share of their own pixels that
+            images retain.
+
+        """
         if not self.cutmix:
             return x, labels
-        x, order, kept = cutmix(x, generator)
-        return x, labels, labels[order], kept
+        x, order, share = cutmix(x, rng)
+        return x, labels, labels[order], share
 
-    def step_on(self, *seen: Tensor) -> Tensor:
-        """One SGD step on what is `seen`; returns the loss, still on the device."""
-        loss = self.loss(self.network, *seen)
+    def step_on(self, *batch: Tensor) -> Tensor:
+        """Take one SGD step on a prepared batch; returns the loss, still on the device."""
+        loss = self.loss(self.network, *batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -81,72 +100,81 @@ class Learner:
         return loss.detach()
 
     def loss(self, network: Callable[[Tensor], Any], x: Tensor, labels: Tensor, *mixed: Tensor) -> Tensor:
-        """What SGD descends, for this network or whatever else maps images to logits and a feature."""
+        """Return the training loss of a prepared batch.
+
+        Args:
+            network: maps images to logits and a feature; `self.network`, or a functional form of it.
+            x: images, floats [B, C, H, W].
+            labels: int64 [B] or logits [B, K].
+            mixed: with cutmix, labels of the pasted boxes and the share of own pixels.
+
+        """
         loss_of = prediction_gap if labels.is_floating_point() else F.cross_entropy
         with autocast(x.device, self.precision):
             logits = network(x)[0]
             loss = loss_of(logits, labels)
             if mixed:
-                others, kept = mixed
-                loss = kept * loss + (1 - kept) * loss_of(logits, others)
+                pasted_labels, share = mixed
+                loss = share * loss + (1 - share) * loss_of(logits, pasted_labels)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, momentum and place in the schedule."""
+        """Return weights, momentum and the position in the schedule."""
         return {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "schedule")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, on a network of the same architecture."""
+        """Continue from a state of a network of the same architecture."""
         for name, part in state.items():
             getattr(self, name).load_state_dict(part)
 
 
-def shuffled_batches(images: int, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Row numbers of the batches of one epoch, each row once."""
-    order = torch.randperm(images, generator=generator, device=generator.device)
+def shuffled_batches(images: int, recipe: Recipe, rng: torch.Generator) -> tuple[Tensor, ...]:
+    """Return the shuffled row numbers of one epoch over `images` images, in batches."""
+    order = torch.randperm(images, generator=rng, device=rng.device)
     return order.tensor_split(recipe.batches(images))
 
 
 def iterate_epochs(
-    data: ImageTensors | Sequence[ImageTensors], recipe: Recipe, generator: torch.Generator, soft: bool = False
+    data: ImageTensors | Sequence[ImageTensors], recipe: Recipe, rng: torch.Generator, soft: bool = False
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Endless batches over a fixed set, or over several by turns; each epoch in another order, each image once.
+    """Yield batches of images and labels without end, shuffled anew in each epoch.
 
-    With `soft`, the labels of a batch are the logits [B, K] that are stored with the images.
+    Args:
+        data: one set, or several that take turns, one epoch each.
+        recipe: sets the batch size.
+        rng: for shuffling, on the device where the images are stored.
+        soft: yield the stored logits [B, K] as labels.
+
     """
     for each in itertools.cycle([data] if isinstance(data, ImageTensors) else data):
-        for indices in shuffled_batches(len(each), recipe, generator):
+        for indices in shuffled_batches(len(each), recipe, rng):
             images, labels = each.gather(indices)
             yield images, each.gather_soft(indices) if soft else labels
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Tensor, normalize: InputTransform, batch_size: int = 1000) -> Tensor:
-    """Logits [N, K] of uint8 images [N, C, H, W] in eval mode (BatchNorm uses its running statistics)."""
+def predict(network: nn.Module, images: Tensor, transform: InputTransform, batch_size: int = 1000) -> Tensor:
+    """Return logits [N, K] of uint8 images [N, C, H, W] in eval mode."""
     training = network.training
     network.eval()
-    logits = torch.cat([network(normalize(to_unit(part)))[0] for part in images.split(batch_size)])
+    logits = torch.cat([network(transform(to_unit(part)))[0] for part in images.split(batch_size)])
     network.train(training)
     return logits
 
 
-def accuracy(network: nn.Module, data: ImageTensors, normalize: InputTransform, batch_size: int = 1000) -> float:
-    """Share in [0, 1] of correctly classified images, in eval mode."""
+def accuracy(network: nn.Module, data: ImageTensors, transform: InputTransform, batch_size: int = 1000) -> float:
+    """Return the share in [0, 1] of correctly classified images, in eval mode."""
     correct = 0
     for indices in torch.arange(len(data), device=data.labels.device).split(batch_size):
         images, labels = data.gather(indices)
-        correct += (predict(network, images, normalize, batch_size).argmax(1) == labels).sum()
+        correct += (predict(network, images, transform, batch_size).argmax(1) == labels).sum()
     return int(correct) / len(data)
 
 
 def prediction_gap(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean absolute difference of two networks' logits [B, K] for the same images.
+    """Return the mean absolute difference of logits [B, K] (Chen et al., 2023, Eq. 4).
 
-    It is what students are trained by in adversarial prediction matching, and what the images ascend (Chen et al.,
-    2023, arXiv 2312.08912, Eqs. 4 and 6; the public code takes no logarithm of it).
+    In adversarial prediction matching (arXiv 2312.08912) students descend it and images ascend it (Eq. 6). The public
+    code takes no logarithm of it.
     """
     return F.l1_loss(at_least_float32(student), at_least_float32(teacher))
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became infinite or not a number."""

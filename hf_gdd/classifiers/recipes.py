@@ -1,13 +1,14 @@
-"""Recipes: how a classifier is trained."""
+"""Recipes: settings by which classifiers are trained."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from hf_gdd.classifiers.augment import Augment, ImageNetAugment
+from hf_gdd.classifiers.augment import Augment
+from hf_gdd.classifiers.imagenet_augment import ImageNetAugment
 from hf_gdd.utils.device import PRECISIONS
 
-# Factor on the learning rate as a function of the share of the training that is behind.
+# Factor on the learning rate as a function of the share of the training that is done.
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
@@ -17,7 +18,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 
 
 def augmentation(name: str) -> Augment | ImageNetAugment:
-    """The augmentation that a recipe names.
+    """Return the augmentation that a recipe names.
 
     Raises:
         ValueError: unknown name.
@@ -30,23 +31,13 @@ def augmentation(name: str) -> Augment | ImageNetAugment:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained. The defaults are the evaluation recipe of the public DiM code (Gu et al., 2023).
+    """Settings by which a classifier is trained.
 
-    Attributes:
-        epochs: passes over the training set; one pass over a stream is as many fresh images.
-        epochs_up_to: other numbers of epochs for small sets, as pairs (most images per class, epochs), rising.
-        max_steps: upper bound on the number of SGD steps, whatever the size of the set; None for no bound.
-        batch_size: at most this many images a step; an epoch is split into batches of nearly equal size.
-        lr: learning rate of SGD, multiplied by the schedule.
-        momentum: momentum of SGD.
-        weight_decay: weight decay of SGD.
-        schedule: `constant`, `cosine` (to zero over the whole training), `halved` (a tenth of the rate after half of
-            the training) or `steps` (a fifth of the rate from 2/3 of the training on, and again from 5/6 on).
-        augment: policy of `hf_gdd.classifiers.augment.Augment`, drawn anew for each sample; `dsa` for one of all its operations in
-            each batch (Zhao & Bilen, 2021); `imagenet`; "" for none.
-        cutmix: whether every batch is mixed with itself in another order, see `hf_gdd.classifiers.augment.cutmix`.
-        mixed_precision: `no` or `bf16`, of forward and loss.
-        floor: full-data accuracy in [0, 1] under which the recipe is too weak to judge a data set by.
+    The defaults are the evaluation recipe of the public DiM code (Gu et al., 2023).
+
+    Example:
+        recipe = Recipe(epochs=100, lr=0.05, schedule="cosine", augment="color_crop_cutout")
+        recipe.steps(1000)  # 100 epochs of 16 batches
 
     Raises:
         ValueError: a field is out of range.
@@ -54,17 +45,31 @@ class Recipe:
     """
 
     epochs: int = 1000
+    """passes over the training set; a pass over a stream is as many fresh images"""
     epochs_up_to: tuple[tuple[int, int], ...] = ()
+    """other numbers of epochs for small sets: pairs (most images per class, epochs), rising"""
     max_steps: int | None = None
+    """upper bound on the number of SGD steps; None for no bound"""
     batch_size: int = 64
+    """most images in a step; an epoch is split into batches of nearly equal size"""
     lr: float = 0.01
+    """initial learning rate of SGD"""
     momentum: float = 0.9
+    """momentum of SGD"""
     weight_decay: float = 5e-4
+    """weight decay of SGD"""
     schedule: str = "constant"
+    """learning rate: `constant`, `cosine` (to zero), `halved` (a tenth after half of the training) or `steps` (a fifth
+    from 2/3 of the training on, and again from 5/6 on)"""
     augment: str = "color_crop"
+    """policy of `Augment`, drawn anew for each image; `dsa` for one drawn operation per batch (Zhao & Bilen, 2021);
+    `imagenet` for `ImageNetAugment`; "" for none"""
     cutmix: bool = False
+    """mix every batch with itself in another order, see `hf_gdd.classifiers.augment.cutmix`"""
     mixed_precision: str = "no"
+    """precision of forward pass and loss: `no` (float32) or `bf16`"""
     floor: float = 0.0
+    """accuracy on full data in [0, 1] below which the recipe is too weak to compare data sets"""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
@@ -79,9 +84,9 @@ class Recipe:
         augmentation(self.augment)
 
     def for_ipc(self, ipc: int | None, num_classes: int) -> "Recipe":
-        """The recipe for a set of `ipc` images of each class, None for full data.
+        """Return the recipe for a set of `ipc` images per class; None is full data.
 
-        From a hundred classes on, two thirds of the epochs, in whole hundreds, as the public Minimax code has it.
+        From a hundred classes on there are two thirds of the epochs, in whole hundreds, as in the public Minimax code.
         """
         epochs = next((epochs for largest, epochs in self.epochs_up_to if ipc and ipc <= largest), self.epochs)
         if self.epochs_up_to and num_classes >= 100:
@@ -89,23 +94,18 @@ class Recipe:
         return replace(self, epochs=epochs, epochs_up_to=())
 
     def batches(self, images: int) -> int:
-        """Batches in one epoch over `images` images."""
+        """Return the number of batches in one epoch over `images` images."""
         return math.ceil(images / self.batch_size)
 
     def steps(self, images: int) -> int:
-        """SGD steps of the whole training on a set of `images` images."""
+        """Return the number of SGD steps of the whole training on `images` images."""
         steps = self.epochs * self.batches(images)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
-# Evaluation of the public code of adversarial prediction matching (arXiv 2312.08912) for CIFAR-10 at IPC 50 and 500.
-PREDICTION_MATCHING = Recipe(epochs=1000, batch_size=256, lr=0.02, schedule="halved", augment="dsa")
-
-
-# `imagenet-subset` is the recipe of the public Minimax code (Gu et al., 2024) for ten classes of ImageNet, tested once.
-# `tiny` is made for the bundled 8x8 digits, where the published recipe is too slow a learner to tell good from bad.
 RECIPES = {
     "paper": Recipe(),
+    # Ten classes of ImageNet in the public Minimax code (Gu et al., 2024), but tested once.
     "imagenet-subset": Recipe(
         epochs=300,
         epochs_up_to=((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500)),
@@ -114,13 +114,15 @@ RECIPES = {
         cutmix=True,
         floor=0.8,
     ),
-    "prediction-matching": PREDICTION_MATCHING,
+    # CIFAR-10 at IPC 50 and 500 in the public code of adversarial prediction matching (arXiv 2312.08912).
+    "prediction-matching": Recipe(epochs=1000, batch_size=256, lr=0.02, schedule="halved", augment="dsa"),
+    # The bundled 8x8 digits, on which the published recipe learns too slowly to tell good data from bad.
     "tiny": Recipe(batch_size=32, max_steps=300, lr=0.05, schedule="cosine", floor=0.97),
 }
 
 
 def find_recipe(recipe: Recipe | str | None) -> Recipe:
-    """A recipe by name; None is `paper`.
+    """Return a recipe by its name; None is `paper`.
 
     Raises:
         ValueError: unknown name.

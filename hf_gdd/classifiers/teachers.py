@@ -1,9 +1,8 @@
-"""Networks trained to the end on real data, once for each data set, architecture and recipe, and kept on disk."""
+"""Teacher networks trained on real data and cached on disk."""
 
 import hashlib
 import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,45 +20,64 @@ from hf_gdd.classifiers.learner import Learner, NonFiniteLossError, iterate_epoc
 from hf_gdd.classifiers.networks import build_network
 from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
-from hf_gdd.data.normalization import InputTransform
+from hf_gdd.data.normalization import InputTransform, Normalize, ZCAWhitening
 from hf_gdd.utils.io import load_state, save_state
-from hf_gdd.utils.random import Random, derive
+from hf_gdd.utils.random import Random, derive_seed
 
 logger = logging.getLogger("hf_gdd")
 
 DEFAULT_CACHE = Path(HF_HOME) / "hf_gdd" / "teachers"
-VERSION = 1  # raise it when equal settings begin to give other teachers: old ones are then left behind
-_STREAM = 0x7EAC  # keeps their draws apart from those of the runs that use them
-_SAVE_EVERY = 10  # seconds of training that a stop can cost, and the epoch it stops
+VERSION = 1  # increase it when equal settings begin to give other teachers; old ones are then ignored
+# Names of the input transforms in cache keys. They are those of the first version, whose teachers are still in use.
+_TRANSFORM_KEYS = {Normalize: "Normaliser", ZCAWhitening: "Whitener"}
+_STREAM = 0x7EAC  # separates the random draws of teachers from those of the runs that use them
+_SAVE_EVERY = 10  # seconds of training between saves, which happen at the end of an epoch
 
 
 class Teachers:
-    """Teacher i serves every run on the same data, by the same recipe; it is trained when it is first asked for.
+    """Teachers of one architecture, trained on first use and shared by all runs.
+
+    Teacher i depends only on i, the architecture, the data, the input transform and the recipe.
+
+    Example:
+        train = ImageTensors.from_dataset("digits").subset(10, seed=0)
+        teachers = Teachers("convnet1", train, Normalize(train.mean, train.std), Recipe(epochs=1), cache_folder)
+        logits, feature = teachers[0](teachers.transform(to_unit(train.images)))
 
     Args:
         network: architecture.
         data: real training images.
-        view: what the networks see images through.
-        recipe: of their training.
-        folder: where they are kept, in a folder of their own; a part of the Hugging Face cache if None.
+        transform: input transform of the networks.
+        recipe: recipe of their training.
+        folder: the teachers are saved in a subfolder of it; None for a part of the Hugging Face cache.
 
     """
 
     def __init__(
-        self, network: str, data: ImageTensors, view: InputTransform, recipe: Recipe, folder: str | Path | None = None
+        self,
+        network: str,
+        data: ImageTensors,
+        transform: InputTransform,
+        recipe: Recipe,
+        folder: str | Path | None = None,
     ) -> None:
-        self.network, self.data, self.view, self.recipe = network, data, view, recipe
+        self.network, self.data, self.transform, self.recipe = network, data, transform, recipe
         self.loaded: dict[int, nn.Module] = {}
-        key = [VERSION, network, data.fingerprint, type(view).__name__, asdict(recipe)]
+        key = [VERSION, network, data.fingerprint, _TRANSFORM_KEYS[type(transform)], asdict(recipe)]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = Path(folder or DEFAULT_CACHE) / f"{network}-{digest}"
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Which of these are not kept yet."""
+        """Return those numbers whose teachers are not saved yet."""
         return [number for number in numbers if not self._path(number).exists()]
 
     def prepare(self, numbers: Iterable[int], progress: bool = True) -> None:
-        """Train those of these teachers that are not kept yet."""
+        """Train and save those of the numbered teachers that are missing.
+
+        Raises:
+            NonFiniteLossError: a training diverged; the other teachers are saved.
+
+        """
         missing = self.missing(numbers)
         if not missing:
             return
@@ -67,17 +85,17 @@ class Teachers:
         hidden = {} if progress else {"disable": True}
         total = len(missing) * self.recipe.steps(len(self.data))
         with tqdm(total=total, desc=f"{len(missing)} teachers", unit="step", dynamic_ncols=True, **hidden) as bar:
-            begun = {number: self._begun(self._partial(number)) for number in missing}
-            places: dict[int, list[int]] = {}  # of their training: only those at one place go on in step
-            for number, state in begun.items():
-                places.setdefault(state["done"] if state else 0, []).append(number)
-            for numbers in places.values():
-                for several in stack_groups(numbers, self.network, self.data.device):
-                    self._train({number: begun[number] for number in several}, bar)
-        logger.info("Teachers are kept in %s.", self.folder)
+            states = {number: self._load_partial(number) for number in missing}
+            by_step: dict[int, list[int]] = {}  # only teachers at the same step can be trained together
+            for number, state in states.items():
+                by_step.setdefault(state["done"] if state else 0, []).append(number)
+            for numbers in by_step.values():
+                for group in stack_groups(numbers, self.network, self.data.device):
+                    self._train({number: states[number] for number in group}, bar)
+        logger.info("Teachers are saved in %s.", self.folder)
 
     def __getitem__(self, number: int) -> nn.Module:
-        """Teacher `number` on the data's device, in eval mode, without gradients of its weights.
+        """Return a teacher on the data's device, in eval mode and without gradients.
 
         Raises:
             ValueError: its file is damaged.
@@ -85,7 +103,7 @@ class Teachers:
         """
         if number not in self.loaded:
             self.prepare([number])
-            network = self._built(number)
+            network = self._build(number)
             try:
                 network.load_state_dict(load_state(self._path(number)))
             except (ValueError, RuntimeError) as error:
@@ -93,75 +111,67 @@ class Teachers:
             self.loaded[number] = network.eval().requires_grad_(False)
         return self.loaded[number]
 
-    def _train(self, begun: Mapping[int, dict[str, Any] | None], bar: tqdm) -> None:
-        """Train some in step, going on after the last epoch that a stopped run kept of them.
-
-        Raises:
-            NonFiniteLossError: one diverged; the others are kept.
-
-        """
+    def _train(self, states: Mapping[int, dict[str, Any] | None], bar: tqdm) -> None:
+        """Train teachers together; `states` are those of an interrupted run, or None."""
         steps, done, learners, randoms = self.recipe.steps(len(self.data)), 0, [], []
-        for number, state in begun.items():
-            learners.append(Learner(self._built(number), self.view, self.recipe, steps))
-            randoms.append(Random(derive(number, _STREAM), self.data.device))
+        for number, state in states.items():
+            learners.append(Learner(self._build(number), self.transform, self.recipe, steps))
+            randoms.append(Random(derive_seed(number, _STREAM), self.data.device))
             if state:
                 learners[-1].load_state_dict(state["learner"])
                 randoms[-1].load_state_dict(state["random"])
                 done = state["done"]
-        cohort, generators = ClassifierEnsemble(learners, stacked=True), [random.rng for random in randoms]
-        bar.update(done * len(begun))
-        saved = time.monotonic()
+        ensemble, rngs = ClassifierEnsemble(learners, stacked=True), [random.rng for random in randoms]
+        bar.update(done * len(states))
+        last_save = time.monotonic()
         while done < steps:
-            epochs = [iterate_epochs(self.data, self.recipe, generator) for generator in generators]
+            epochs = [iterate_epochs(self.data, self.recipe, rng) for rng in rngs]
             for batches in islice(zip(*epochs, strict=True), min(self.recipe.batches(len(self.data)), steps - done)):
-                cohort.step(batches, generators)
+                ensemble.step(batches, rngs)
                 done += 1
-                bar.update(len(begun))
-            if time.monotonic() - saved > _SAVE_EVERY:
-                for number, learner, random in zip(begun, cohort.learners, randoms, strict=True):
+                bar.update(len(states))
+            if time.monotonic() - last_save > _SAVE_EVERY:
+                for number, learner, random in zip(states, ensemble.learners, randoms, strict=True):
                     state = {"learner": learner.state_dict(), "random": random.state_dict(), "done": done}
-                    _save(self._partial(number), state)
-                saved = time.monotonic()
-        self._keep({number: learner.network for number, learner in zip(begun, cohort.learners, strict=True)})
+                    save_state(self._partial(number), state)
+                last_save = time.monotonic()
+        self._save({number: learner.network for number, learner in zip(states, ensemble.learners, strict=True)})
 
-    def _keep(self, trained: Mapping[int, nn.Module]) -> None:
-        """Save those that are finite, and raise if one is not."""
+    def _save(self, networks: Mapping[int, nn.Module]) -> None:
+        """Save finite networks, and raise NonFiniteLossError if there are others."""
         diverged = []
-        for number, network in trained.items():
+        for number, network in networks.items():
             if all(weight.isfinite().all() for weight in network.parameters()):
-                _save(self._path(number), network.state_dict())
+                save_state(self._path(number), network.state_dict())
             else:
                 diverged.append(number)
             self._partial(number).unlink(missing_ok=True)
         if diverged:
             raise NonFiniteLossError(
                 f"The weights of teacher {diverged[0]} are not finite after its training: lower teacher_lr (now "
-                f"{self.recipe.lr}). It was not kept."
+                f"{self.recipe.lr}). It was not saved."
             )
 
-    def _built(self, number: int) -> nn.Module:
-        seed = derive(number, _STREAM, 1)
+    def _build(self, number: int) -> nn.Module:
+        seed = derive_seed(number, _STREAM, 1)
         return build_network(self.network, self.data.num_classes, self.data.shape, seed).to(self.data.device)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"teacher-{number:03d}.pt"
 
     def _partial(self, number: int) -> Path:
-        """Where a teacher is kept while it is trained; draws of one kind of device cannot go on on another."""
+        """Return the path of an unfinished teacher.
+
+        It names the kind of device, because random states cannot move to another.
+        """
         return self.folder / f"teacher-{number:03d}.{self.data.device.type}.partial"
 
-    def _begun(self, partial: Path) -> dict[str, Any] | None:
-        if not partial.exists():
+    def _load_partial(self, number: int) -> dict[str, Any] | None:
+        path = self._partial(number)
+        if not path.exists():
             return None
         try:
-            return load_state(partial, self.data.device)
+            return load_state(path, self.data.device)
         except ValueError as error:
-            warnings.warn(f"{error} This teacher is trained from its beginning.", stacklevel=2)
+            warnings.warn(f"{error} The training of this teacher begins anew.", stacklevel=2)
             return None
-
-
-def _save(path: Path, state: Mapping[str, Any]) -> None:
-    """Whole or not at all, also if another run trains the same teacher."""
-    own = path.with_name(f"{path.name}.{os.getpid()}")
-    save_state(own, state)
-    os.replace(own, path)

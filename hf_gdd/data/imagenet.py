@@ -1,4 +1,4 @@
-"""ImageNet: its classes by WordNet id, the subsets that the diffusion papers distil, and their augmentation."""
+"""ImageNet classes by WordNet id, and ten-class subsets from distillation papers."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -25,35 +25,42 @@ SUBSETS: dict[str, tuple[str, ...]] = {
 
 @cache
 def synsets() -> tuple[str, ...]:
-    """The WordNet id of each of the 1,000 classes of ILSVRC 2012, in the order that pretrained models number them."""
+    """Return the WordNet ids of the 1,000 classes of ILSVRC 2012.
+
+    They are in the label order of pretrained models.
+    """
     return tuple(SYNSETS.read_text().split())
 
 
 def class_rows_of(classes: Sequence[str], labels: Mapping[int, str]) -> tuple[int, ...]:
-    """The number under which a model knows each class: never by position in a sorted list, which a subset changes.
+    """Return the label that a pretrained model uses for each class.
+
+    Labels are looked up by name. A position in a sorted list of names would change with the subset.
 
     Args:
-        classes: names, as in `labels` or any one of the names parted by commas there, or WordNet ids.
-        labels: what the model calls each number, as `id2label` in a pipeline's model_index.json.
+        classes: WordNet ids, full names as in `labels`, or one of the comma-separated names there.
+        labels: the model's name of each label, as `id2label` in a pipeline's model_index.json.
 
     Raises:
-        ValueError: a class is unknown, or a name stands for several.
+        ValueError: a class is unknown, or a name is that of several classes.
 
     """
     rows = []
     for wanted in classes:
         if wanted in synsets() and len(labels) == len(synsets()):
-            found = [synsets().index(wanted)]
+            matches = [synsets().index(wanted)]
         else:
-            key = _plain(wanted)
-            found = [row for row, text in labels.items() if key == _plain(text)]
-            found = found or [row for row, text in labels.items() if key in map(_plain, text.split(","))]
-        if len(found) != 1:
-            said = f"is the name of {len(found)} classes" if found else "is none of the model's classes"
-            raise ValueError(f"{wanted!r} {said}; name it as the model does, or by its WordNet id, such as n01440764.")
-        rows += found
+            key = _normalized(wanted)
+            matches = [row for row, text in labels.items() if key == _normalized(text)]
+            matches = matches or [row for row, text in labels.items() if key in map(_normalized, text.split(","))]
+        if len(matches) != 1:
+            reason = f"is the name of {len(matches)} classes" if matches else "is none of the model's classes"
+            raise ValueError(
+                f"{wanted!r} {reason}; name it as the model does, or by its WordNet id, such as n01440764."
+            )
+        rows += matches
     return tuple(rows)
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").split())

@@ -1,4 +1,4 @@
-"""What classifiers see images through: statistics of the real training set, of its channels or of whole images."""
+"""Input transforms of classifiers: per-channel normalization or ZCA whitening."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,83 +14,99 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class Normalize:
-    """Unit-range images [B, C, H, W] to the range classifiers see: per-channel mean 0 and deviation 1."""
+    """Normalize each channel to mean 0 and deviation 1 over the real training set.
+
+    Example:
+        data = ImageTensors.from_dataset("digits")
+        transform = Normalize(data.mean, data.std)
+        normalized = transform(to_unit(data.images))
+
+    Attributes:
+        mean: mean of each channel in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
+
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, unit: Tensor) -> Tensor:
-        """Normalize; differentiable."""
-        mean, std = (_on_device(values, unit.device, unit.dtype) for values in (self.mean, self.std))
-        return (unit - mean) / std
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalize floats [B, C, H, W] in [0, 1]; differentiable."""
+        mean, std = (_on_device(values, images.device, images.dtype) for values in (self.mean, self.std))
+        return (images - mean) / std
 
     def inverse(self, normalized: Tensor) -> Tensor:
-        """Back to unit range, not clamped."""
+        """Map normalized images back to [0, 1], without clamping."""
         mean, std = (_on_device(values, normalized.device, normalized.dtype) for values in (self.mean, self.std))
         return normalized * std + mean
 
 
 @lru_cache(maxsize=64)
 def _on_device(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Made once: each copy to a GPU would wait for it."""
+    """Return a tensor [C, 1, 1], cached because every copy to a GPU waits for it."""
     return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class ZCAWhitening:
-    """Unit-range images [B, C, H, W] to images whose pixels are nearly uncorrelated over the real set (ZCA).
+    """Decorrelate all pixels over the real training set (ZCA; Krizhevsky, 2009).
 
-    Krizhevsky, 2009, with the regularized square root that the public dataset-distillation codes take from kornia.
+    The regularized square root is that of kornia, which the public dataset distillation codes use.
+
+    Example:
+        data = ImageTensors.from_dataset("digits")
+        transform = ZCAWhitening.fit(data)
+        whitened = transform(to_unit(data.images))
 
     Attributes:
-        mean: of every pixel, [D] with D = C * H * W.
-        forward: [D, D], symmetric.
-        back: its inverse, but for rounding.
+        mean: mean of every pixel, float32 [D] with D = C * H * W.
+        whitening: symmetric matrix [D, D] that whitens.
+        coloring: its inverse, up to rounding.
 
     """
 
     mean: Tensor
-    forward: Tensor
-    back: Tensor
+    whitening: Tensor
+    coloring: Tensor
 
     @classmethod
-    def fitted(cls, data: ImageTensors, eps: float = 0.1) -> "ZCAWhitening":
-        """The whitening of a real training set.
+    def fit(cls, data: ImageTensors, eps: float = 0.1) -> "ZCAWhitening":
+        """Fit the whitening to a real training set.
 
         Args:
             data: images [N, C, H, W].
-            eps: added to the variances before their root: keeps directions of little variance from being blown up.
+            eps: added to all variances, so that directions of little variance are not amplified much.
 
         """
-        rows = torch.arange(len(data), device=data.images.device).split(_BATCH)
-        mean = sum(to_unit(data.gather(part)[0]).flatten(1).double().sum(0) for part in rows) / len(data)
-        spread = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
-        for part in rows:
-            centered = to_unit(data.gather(part)[0]).flatten(1) - mean.float()
-            spread += centered.T @ centered
-        variances, directions = torch.linalg.eigh(spread / max(len(data) - 1, 1))
+        batches = torch.arange(len(data), device=data.images.device).split(_BATCH)
+        mean = sum(to_unit(data.gather(rows)[0]).flatten(1).double().sum(0) for rows in batches) / len(data)
+        scatter = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+        for rows in batches:
+            centered = to_unit(data.gather(rows)[0]).flatten(1) - mean.float()
+            scatter += centered.T @ centered
+        variances, directions = torch.linalg.eigh(scatter / max(len(data) - 1, 1))
         roots = (variances.clamp(min=0) + eps).sqrt()
-        forward, back = (((directions * scale) @ directions.T).float() for scale in (1 / roots, roots))
-        return cls(mean.float(), forward, back)
+        whitening, coloring = (((directions * scale) @ directions.T).float() for scale in (1 / roots, roots))
+        return cls(mean.float(), whitening, coloring)
 
-    def __call__(self, unit: Tensor) -> Tensor:
-        """Whiten; differentiable."""
-        return ((unit.flatten(1) - self.mean) @ self.forward).view(unit.shape)
+    def __call__(self, images: Tensor) -> Tensor:
+        """Whiten floats [B, C, H, W] in [0, 1]; differentiable."""
+        return ((images.flatten(1) - self.mean) @ self.whitening).view(images.shape)
 
     def inverse(self, whitened: Tensor) -> Tensor:
-        """Back to unit range, not clamped."""
-        return (whitened.flatten(1) @ self.back + self.mean).view(whitened.shape)
+        """Map whitened images back to [0, 1], without clamping."""
+        return (whitened.flatten(1) @ self.coloring + self.mean).view(whitened.shape)
 
 
 InputTransform = Normalize | ZCAWhitening
 
 
 def input_transform(data: ImageTensors, zca: bool) -> InputTransform:
-    """The statistics of a real training set, of its pixels together or of its channels."""
+    """Return the normalization or, with `zca`, the whitening of a real training set."""
     return _zca_whitening(data) if zca else Normalize(data.mean, data.std)
 
 
 @lru_cache(maxsize=1)
 def _zca_whitening(data: ImageTensors) -> ZCAWhitening:
-    """Fitted once for a training and its evaluation: it takes seconds."""
-    return ZCAWhitening.fitted(data)
+    """Return the whitening, cached because the fit takes seconds."""
+    return ZCAWhitening.fit(data)

@@ -1,6 +1,6 @@
-"""Materialized sets as data sets of the Hub, which stock `load_dataset` reads."""
+"""Push materialized sets to the Hub as data sets that `datasets.load_dataset` reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import DatasetCard
@@ -10,15 +10,17 @@ from hf_gdd.data.loading import merge_licenses
 from hf_gdd.distilled.builder import load_distilled_dataset
 from hf_gdd.generators.base import Generator
 from hf_gdd.generators.checks import check_image_seed
-from hf_gdd.hub.cards import dataset_card_text
+from hf_gdd.generators.sampling import present_names
+from hf_gdd.hub.cards import dataset_card
+from hf_gdd.hub.redaction import printable_cause, redact
 from hf_gdd.hub.upload import PushError
 
-RECORD = "hf_gdd"  # the key of the card's metadata that tells what made each configuration
+RECORD = "hf_gdd"  # key of the card's metadata with the origin of each configuration
 BEGIN, END = "<!-- hf_gdd -->", "<!-- /hf_gdd -->"  # around our part of the card's text
 
 
 def config_name(ipc: int, seed: int) -> str:
-    """`ipc10`, or `ipc10-seed3` for another seed than 0."""
+    """Return the name of a configuration: `ipc10`, or `ipc10-seed3` for another seed than 0."""
     return f"ipc{ipc}" if seed == 0 else f"ipc{ipc}-seed{seed}"
 
 
@@ -34,27 +36,32 @@ def push_distilled_dataset(
     num_proc: int | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Materialise sets and push them to one repo, a configuration for each (ipc, seed), with a card on what made them.
+    """Materialize sets and push them to one data set repo with a card.
 
-    Configurations that are there stay; to push the same again changes nothing.
+    Each (ipc, seed) is a configuration of the repo. Other configurations stay, and pushing the same again changes
+    nothing.
+
+    Example:
+        push_distilled_dataset(generator, "me/cifar10-sets", ipc=[1, 10, 50])
+        train = datasets.load_dataset("me/cifar10-sets", "ipc10", split="train")
 
     Args:
         generator: makes the images.
-        repo_id: of a data set repo; made if absent.
-        ipc: images per class, one or several.
-        seed: another one gives other images, in configurations of their own; not of a bank.
+        repo_id: id of the data set repo; it is created if absent.
+        ipc: images per class, one number or several.
+        seed: another seed gives other images, in configurations of their own; a bank has only seed 0.
         sampling: overrides the generator's own.
-        private: of a repo made here; the account's default if None.
-        token: with write access; the logged-in one if None.
-        num_proc: processes that make each set.
-        overwrite: replace a configuration of other images.
+        private: visibility of a repo created here; the account's default if None.
+        token: access token with write permission; the logged-in one if None.
+        num_proc: number of processes that make each set.
+        overwrite: replace a configuration that has other images.
 
     Returns:
         The repo's id.
 
     Raises:
-        ValueError: ipc or seed do not fit, or a configuration of that name is there with images of another generator
-            or sampling.
+        ValueError: ipc or seed do not fit, or the repo has a configuration of that name with images of another
+            generator or sampling.
         PushError: configurations before the one named are complete; the message says what to do.
 
     """
@@ -67,47 +74,54 @@ def push_distilled_dataset(
         )
         for size in sizes
     }
-    made = {"generator": generator.origin, "fingerprint": generator.fingerprint[:16], "method": generator.method}
-    made |= {"seed": seed, "sampling": sampling.identity()}
+    origin = {"generator": generator.origin, "fingerprint": generator.fingerprint[:16], "method": generator.method}
+    origin |= {"seed": seed, "sampling": sampling.identity()}
     try:
-        there = _record(repo_id, token)
+        present = _read_records(repo_id, token)
     except Exception as error:
-        raise _failed(f"reading {repo_id}", error) from error
+        raise _failed(f"reading {repo_id}", error, token) from printable_cause(error, token)
     for name in sets if not overwrite else ():
-        if name in there and any(there[name].get(key) != made[key] for key in ("fingerprint", "sampling")):
+        if name in present and any(present[name].get(key) != origin[key] for key in ("fingerprint", "sampling")):
             raise ValueError(
-                f"{repo_id} already holds {name}, of other images ({there[name]}): choose another repo or seed, or "
+                f"{repo_id} already holds {name}, of other images ({present[name]}): choose another repo or seed, or "
                 "overwrite=True."
             )
     for size, (name, data) in zip(sizes, sets.items(), strict=True):
         try:
             data.push_to_hub(repo_id, name, split="train", private=private, token=token, commit_message=f"Push {name}")
-            _describe(repo_id, name, made | {"ipc": size, "images": len(data)}, generator, token)
-        except Exception as error:  # of the Hub, of datasets, or whatever the HTTP client of the day raises
-            raise _failed(f"the push of {name} to {repo_id}", error) from error
+            _write_card(repo_id, name, origin | {"ipc": size, "images": len(data)}, generator, token)
+        except Exception as error:  # of the Hub, of datasets, or of whatever HTTP client they use
+            raise _failed(f"the push of {name} to {repo_id}", error, token) from printable_cause(error, token)
     return repo_id
 
 
-def _failed(what: str, error: Exception) -> PushError:
-    return PushError(
-        f"Failed at {what}: {error} Log in with `hf auth login` or pass a token that may write there, check the name "
-        "and the network, and push again: what is complete is not sent twice."
-    )
+def _failed(action: str, error: Exception, token: str | None) -> PushError:
+    message = f"Failed at {action}: {error} Log in with `hf auth login` or pass a token that may write there, check "
+    message += "the name and the network, and push again: complete configurations are not sent twice."
+    return PushError(redact(message, token))
 
 
-def _record(repo_id: str, token: str | None) -> dict[str, Any]:
-    """What made each configuration that is there, by its card."""
+def _read_records(repo_id: str, token: str | None) -> dict[str, Any]:
+    """Read from a repo's card the origin of each of its configurations."""
     try:
-        return dict(DatasetCard.load(repo_id, token=token).data.get(RECORD) or {})
+        return _records(DatasetCard.load(repo_id, token=token))
     except (EntryNotFoundError, RepositoryNotFoundError):
         return {}
 
 
-def _describe(repo_id: str, name: str, made: dict[str, Any], generator: Generator, token: str | None) -> None:
-    """Put what made this configuration into the card, beside what is there of others and by the owner's own hand."""
+def _records(card: DatasetCard) -> dict[str, Any]:
+    """Return the origin of each configuration, its sampling in today's names."""
+    records: Mapping[str, Any] = card.data.get(RECORD) or {}
+    return {
+        name: {**record, "sampling": present_names(record.get("sampling") or {})} for name, record in records.items()
+    }
+
+
+def _write_card(repo_id: str, name: str, origin: dict[str, Any], generator: Generator, token: str | None) -> None:
+    """Add a configuration's origin to the card, beside other configurations and the owner's own words."""
     card = DatasetCard.load(repo_id, token=token)  # datasets has just written one
     data = card.data
-    data[RECORD] = dict(sorted((dict(data.get(RECORD) or {}) | {name: made}).items()))
+    data[RECORD] = dict(sorted((_records(card) | {name: origin}).items()))
     licenses = merge_licenses(data.get("license"), generator.license)
     data["license"] = licenses if len(licenses) > 1 else next(iter(licenses), None)
     data["task_categories"] = merge_licenses(data.get("task_categories"), "image-classification")
@@ -115,7 +129,7 @@ def _describe(repo_id: str, name: str, made: dict[str, Any], generator: Generato
     data["tags"] = merge_licenses(
         data.get("tags"), ["dataset-distillation", "generative-dataset-distillation", "synthetic"]
     )
-    ours = f"{BEGIN}\n{dataset_card_text(repo_id, data[RECORD])}{END}"
+    ours = f"{BEGIN}\n{dataset_card(repo_id, data[RECORD])}{END}"
     before, _, rest = card.text.partition(BEGIN)
     text = f"{before.strip()}\n\n{ours}{rest.partition(END)[2]}".lstrip()
     card = DatasetCard(f"---\n{data}\n---\n\n{text.rstrip()}\n")

@@ -1,4 +1,4 @@
-"""A set in the making: its images in parts, each encoded while the next is sampled, and kept until all are there."""
+"""Make a set in shards: each is encoded while the next is sampled, and stored until the set is complete."""
 
 import hashlib
 import os
@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -19,69 +18,82 @@ from torch import Tensor
 
 from hf_gdd.data.pixels import encode_png
 from hf_gdd.generators.base import Generator
-from hf_gdd.utils.io import disk_full
+from hf_gdd.utils.io import atomic_write, disk_full
 
-PART, PIECE = 512, 64  # at most so many images in a part, and in what one thread encodes at a time
+SHARD_SIZE = 512  # images in a shard, at most
+ENCODE_SIZE = 64  # images that one thread encodes at a time
 MAX_THREADS = 8  # Pillow holds Python's lock for about half of the time of a small image
-_DIGEST = hashlib.sha256().digest_size
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class ShardStore:
-    """Finished parts of one set, each in a file that is there whole or not at all.
+    """Finished shards of one set: Arrow files with a checksum, each complete or absent.
 
-    Several processes may share the folder: whoever makes a part, its content is the same.
+    Processes may share the folder, since a shard has the same content whoever makes it.
+
+    Args:
+        folder: made when the first shard is written.
+
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, rows: range) -> Path:
-        """Of the part with these rows of the set."""
+        """Return the file of the shard with these rows of the set."""
         return self.folder / f"{rows.start:09}-{rows.stop:09}.arrow"
 
     def has(self, rows: range) -> bool:
-        """Whether the part is there, damaged or not."""
+        """Return True if the shard's file exists, damaged or not."""
         return self.path(rows).is_file()
 
     def read(self, rows: range) -> pa.Table | None:
-        """The part; None if it is absent or damaged."""
+        """Read a shard; None if it is absent or damaged."""
         try:
             content = memoryview(self.path(rows).read_bytes())
         except FileNotFoundError:
             return None
-        digest, data = content[:_DIGEST], content[_DIGEST:]
+        digest, data = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
         return pa.ipc.open_stream(data).read_all() if hashlib.sha256(data).digest() == digest else None
 
     def write(self, rows: range, table: pa.Table) -> None:
-        """Keep the part."""
+        """Write a shard.
+
+        Raises:
+            OSError: the disk is full; the message says how to go on.
+
+        """
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
-        data, path = sink.getvalue(), self.path(rows)
-        own = path.with_name(f"{path.name}.{uuid4().hex}")
+        data = sink.getvalue()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with own.open("wb") as file:
+            with atomic_write(self.path(rows)) as file:
                 file.write(hashlib.sha256(data).digest())
                 file.write(data)
-            os.replace(own, path)
-        except FileNotFoundError:  # another process has completed the set, and removed its parts
+        except FileNotFoundError:  # another process has completed the set and removed its shards
             return
         except OSError as error:
-            own.unlink(missing_ok=True)
             if not disk_full(error):
                 raise
-            told = f"{error.strerror}: {self.folder} holds the set a second time until it is complete; free some space"
-            raise OSError(
-                error.errno, f"{told}, and the same call goes on, or choose another cache (HF_HOME)"
-            ) from error
+            raise out_of_space(error, f"{self.folder} holds the set a second time until it is complete") from error
 
     def claim(self, rows: range, wait: bool = False) -> FileLock | None:
-        """The right to make the part until it is released or this process ends; None if another process has it."""
+        """Lock a shard until it is released or this process ends.
+
+        Args:
+            rows: rows of the shard.
+            wait: wait for a process that has locked it.
+
+        Returns:
+            The lock; None if another process has it.
+
+        """
         lock = FileLock(self.path(rows).with_suffix(".lock"))
         while not lock.is_locked:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # removed in the meantime, even while this process waits: try again
+            with suppress(FileNotFoundError):  # the folder may be removed at any moment: try again
                 try:
                     lock.acquire(timeout=-1 if wait else 0)
                 except Timeout:
@@ -91,17 +103,17 @@ class ShardStore:
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """How one set is made: `ipc` images of every class, class after class, in the order of their index.
+    """Make the shards of one set: `ipc` images of every class, class after class, in the order of their index.
 
     Attributes:
         generator: makes the images.
         ipc: images per class.
-        seed: of the noise.
-        sampling: of the generator.
-        batch_size: images sampled at a time, within a part.
-        part_size: images in a part.
-        schema: of its tables.
-        files: where finished parts are kept; None if they are not.
+        seed: seed of the images.
+        sampling: sampling settings of the generator.
+        batch_size: number of images sampled at a time within a shard.
+        shard_size: number of images in a shard.
+        schema: schema of the tables.
+        store: where finished shards are stored; None to store none.
 
     """
 
@@ -110,122 +122,132 @@ class ShardWriter:
     seed: int
     sampling: Any
     batch_size: int
-    part_size: int
+    shard_size: int
     schema: pa.Schema
-    files: ShardStore | None = None
+    store: ShardStore | None = None
 
     @property
-    def parts(self) -> list[range]:
-        """The rows of every part."""
-        return [self.part(start) for start in range(0, self.total, self.part_size)]
+    def shards(self) -> list[range]:
+        """Rows of every shard."""
+        return [self.shard(start) for start in range(0, self.total, self.shard_size)]
 
     @property
     def total(self) -> int:
-        """The number of rows."""
+        """Number of rows of the set."""
         return self.generator.num_classes * self.ipc
 
-    def part(self, start: int) -> range:
-        """The rows of the part that begins with this one."""
-        return range(start, min(start + self.part_size, self.total))
+    def shard(self, start: int) -> range:
+        """Return the rows of the shard that begins with row `start`."""
+        return range(start, min(start + self.shard_size, self.total))
 
-    def tables(self, parts: Iterable[range], threads: int | None = None) -> Iterator[pa.Table]:
-        """The table of each part, in order: what was kept is read, all else made and kept.
+    def tables(self, shards: Iterable[range], threads: int | None = None) -> Iterator[pa.Table]:
+        """Yield the table of each shard in order; stored shards are read, the others made and stored.
 
-        No more than two parts are held in memory, the one that is encoded and the one that is sampled.
+        At most two shards are in memory, one being encoded and one being sampled.
 
         Args:
-            parts: asked for one ahead.
-            threads: that encode; as many as there are cores, to a limit, if None.
+            shards: rows of each shard; the next is asked for before the last is yielded.
+            threads: number of threads that encode; as many as cores, up to a limit, if None.
 
         """
         pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, MAX_THREADS), thread_name_prefix="encode")
-        begun: deque[Callable[[], pa.Table]] = deque()
+        pending: deque[Callable[[], pa.Table]] = deque()
         try:
-            for rows in parts:
-                begun.append(self._begin(rows, pool))
-                if len(begun) > 1:
-                    yield begun.popleft()()
-            while begun:
-                yield begun.popleft()()
+            for rows in shards:
+                pending.append(self._start(rows, pool))
+                if len(pending) > 1:
+                    yield pending.popleft()()
+            while pending:
+                yield pending.popleft()()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _begin(self, rows: range, pool: Executor) -> Callable[[], pa.Table]:
-        """Sample a part and begin to encode it; the function waits for the rest and keeps it."""
-        kept = self.files.read(rows) if self.files else None
-        if kept is not None:
-            return lambda: kept
+    def _start(self, rows: range, pool: Executor) -> Callable[[], pa.Table]:
+        """Sample a shard and start to encode it; the returned function waits for the table and stores it."""
+        stored = self.store.read(rows) if self.store else None
+        if stored is not None:
+            return lambda: stored
         numbers = torch.arange(rows.start, rows.stop)
         labels, indices = numbers // self.ipc, numbers % self.ipc
         pngs: list[Future[list[bytes]]] = []
         for batch in zip(labels.split(self.batch_size), indices.split(self.batch_size), strict=True):
             images = _to_host(self.generator.sample(*batch, self.seed, self.sampling))
-            pngs += [pool.submit(_encode, images, start) for start in range(0, len(batch[0]), PIECE)]
+            pngs += [pool.submit(_encode, images, start) for start in range(0, len(batch[0]), ENCODE_SIZE)]
         soft = self.generator.soft_labels(labels, indices)
 
         def finish() -> pa.Table:
             columns = {"image": [{"bytes": png, "path": None} for piece in pngs for png in piece.result()]}
             columns |= {"label": labels.tolist()} | ({} if soft is None else {"soft_label": list(soft.cpu().numpy())})
             table = pa.table(columns, schema=self.schema)
-            if self.files:
-                self.files.write(rows, table)
+            if self.store:
+                self.store.write(rows, table)
             return table
 
         return finish
 
     def share(self, done: Callable[[], bool]) -> Iterator[int]:
-        """Make and keep those parts that no other process is making, until all are there; yields images in each.
+        """Make and store shards together with other processes, until all are stored.
 
-        Processes need not know of each other: each takes the next part that is free, and if one fails or is killed,
-        its parts are free again. None waits for another but at the end, for the last part that is still in the making.
+        Processes claim free shards through file locks and need not know each other. The shards of a process that fails
+        or is killed are free again. Only the last shard is waited for.
 
         Args:
-            done: whether the whole set is there, so that parts may be gone already.
+            done: returns True once the set is complete, when its shards may be removed already.
+
+        Yields:
+            The number of images of each shard that this process made.
 
         """
-        while missing := [rows for rows in self.parts if not self.files.has(rows)]:
-            claims: deque[FileLock] = deque()
+        while missing := [rows for rows in self.shards if not self.store.has(rows)]:
+            locks: deque[FileLock] = deque()
             worked = False
             try:
-                for table in self.tables(self._claimed(missing, claims, done)):
+                for table in self.tables(self._claimed(missing, locks, done)):
                     worked = True
-                    claims.popleft().release()
+                    locks.popleft().release()
                     yield len(table)
             finally:
-                for lock in claims:
+                for lock in locks:
                     lock.release()
             if done():
                 return
             if not worked:
-                # Whoever has it may fail: then it is for this process to make. It holds no part others could wait for.
-                self.files.claim(missing[0], wait=True).release()
+                # The process that has it may fail: then this one must make it. It holds no lock others could wait for.
+                self.store.claim(missing[0], wait=True).release()
 
-    def _claimed(self, missing: list[range], claims: deque[FileLock], done: Callable[[], bool]) -> Iterator[range]:
+    def _claimed(self, missing: list[range], locks: deque[FileLock], done: Callable[[], bool]) -> Iterator[range]:
+        """Yield shards that this process has locked, and add their locks to `locks`."""
         for rows in missing:
-            lock = None if done() else self.files.claim(rows)
+            lock = None if done() else self.store.claim(rows)
             if lock is None:
                 continue
-            if self.files.has(rows) or done():  # by another process since
+            if self.store.has(rows) or done():  # another process was faster
                 lock.release()
             else:
-                claims.append(lock)
+                locks.append(lock)
                 yield rows
 
 
+def out_of_space(error: OSError, reason: str) -> OSError:
+    """Return an error for a full disk whose message says what to do."""
+    remedy = "free some space and repeat the call, which then resumes, or choose another cache (HF_HOME)"
+    return OSError(error.errno, f"{error.strerror}: {reason}; {remedy}")
+
+
 def _to_host(images: Tensor) -> Callable[[], np.ndarray]:
-    """Begin to copy images to host memory; the function waits for them, while a GPU makes the next."""
+    """Start to copy images to host memory; the returned function waits for them while a GPU makes the next."""
     if not images.is_cuda:
         array = images.cpu().numpy()
         return lambda: array
     host = images.to("cpu", non_blocking=True)  # into pinned memory
     copied = torch.cuda.current_stream(images.device).record_event()
 
-    def arrived() -> np.ndarray:
+    def wait() -> np.ndarray:
         copied.synchronize()
         return host.numpy()
 
-    return arrived
+    return wait
 
 
 def _encode(images: Callable[[], np.ndarray], start: int) -> list[bytes]:
-    return [encode_png(image) for image in images()[start : start + PIECE]]
+    return [encode_png(image) for image in images()[start : start + ENCODE_SIZE]]

@@ -1,4 +1,4 @@
-"""Fresh images every epoch, for as long as a training lasts."""
+"""Endless stream of generated images, new in each epoch and resumable."""
 
 import itertools
 import math
@@ -12,27 +12,34 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_gdd.generators.base import Generator
 from hf_gdd.generators.checks import check_ipc
-from hf_gdd.utils.random import check_seed, derive
+from hf_gdd.utils.random import check_seed, derive_seed
 
 DEFAULT_BATCH, MAX_WORKERS = 512, 1024
 
 
 class DistilledStream(IterableDataset):
-    """Fresh images every epoch, made on the generator's device.
+    """Stream batches of images, new in each epoch, made on the generator's device.
 
-    Epoch e holds the images e * ipc ... (e + 1) * ipc - 1 of every class, shuffled; epoch 0 is the materialized set.
-    Each pass over the stream is the next epoch. Where it stands is (epoch, position), so it resumes exactly.
+    Epoch e consists of the images e * ipc ... (e + 1) * ipc - 1 of every class, shuffled; epoch 0 is the materialized
+    set. Each pass over the stream is the next epoch. The state is (epoch, position), so a stream resumes exactly.
 
-    It makes whole batches: give it to a `DataLoader` with `batch_size=None`, or none. Worker processes divide the
-    batches of an epoch among them, which only a generator on the CPU allows. They run ahead of the training, so it is
-    for the training to count what it took: `load_state_dict({"epoch": e, "position": batches_taken})`.
+    It yields whole batches, so a `DataLoader` around it needs `batch_size=None`. Worker processes share the batches of
+    an epoch, which needs a generator on the CPU. They run ahead of the training, so the training must count the batches
+    it took, and resume with `load_state_dict({"epoch": e, "position": batches_taken})`.
 
     Args:
         generator: makes the images.
         ipc: images per class in one epoch.
-        seed: of noise and order.
-        batch_size: at most this many images a batch; an epoch is split into batches of nearly equal size.
+        seed: seed of the images and their order.
+        batch_size: largest number of images in a batch; an epoch is split into batches of nearly equal size.
         sampling: overrides the generator's own.
+
+    Example:
+        stream = DistilledStream(generator, ipc=100, batch_size=64)
+        for epoch in range(2):
+            for batch in stream:
+                images, labels = batch["image"], batch["label"]  # uint8 [B, C, H, W] and int64 [B]
+        state = stream.state_dict()  # {"epoch": 2, "position": 0}
 
     Raises:
         ValueError: the generator holds a limited number of images, or ipc, seed or batch_size is out of range.
@@ -58,35 +65,39 @@ class DistilledStream(IterableDataset):
         self.images_per_epoch = generator.num_classes * ipc
         self.rank, self.world_size = 0, 1
         self._place = torch.zeros(2, dtype=torch.int64)  # epoch and position
-        self._done = torch.zeros(MAX_WORKERS, dtype=torch.int64)  # epochs that each worker process has made
-        self._begun = torch.zeros((), dtype=torch.bool)  # whether any has
-        self._share()
+        self._done = torch.zeros(MAX_WORKERS, dtype=torch.int64)  # epochs that each worker process has finished
+        self._begun = torch.zeros((), dtype=torch.bool)  # whether any worker process has begun
+        self._share_memory()
 
-    def _share(self) -> None:
-        """Let worker processes tell how many epochs each has done, so that the pass after theirs is another epoch."""
+    def _share_memory(self) -> None:
+        """Share the counters with worker processes, so that the pass after theirs is another epoch."""
         for name in ("_place", "_done", "_begun"):
             setattr(self, name, getattr(self, name).clone().share_memory_())
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that each process takes in an epoch, none of them empty."""
+        """Number of batches that each process takes in an epoch; none is empty."""
         wanted = math.ceil(self.images_per_epoch / (self.batch_size * self.world_size))
         return min(wanted, self.images_per_epoch // self.world_size)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next batch."""
+        """Epoch of the next batch."""
         return max(int(self._place[0]), int(self._done.max()))
 
     @property
     def position(self) -> int:
-        """The number of the next batch within its epoch."""
+        """Number of the next batch within its epoch."""
         return int(self._place[1]) if int(self._place[0]) == self.epoch else 0
 
     def split_by_node(self, rank: int, world_size: int) -> "DistilledStream":
-        """The part of one process: in each step, all processes together see `world_size` batches.
+        """Return the part of one process; in each step the processes together see `world_size` batches.
 
         Do not let Accelerate's `prepare` divide the stream a second time.
+
+        Args:
+            rank: number of the process.
+            world_size: number of processes.
 
         Raises:
             ValueError: an epoch has fewer images than there are processes, or the rank is out of range.
@@ -98,25 +109,25 @@ class DistilledStream(IterableDataset):
             raise ValueError(f"{self.images_per_epoch} images an epoch are too few for {world_size} processes.")
         part = copy(self)
         part.rank, part.world_size = rank, world_size
-        part._share()
+        part._share_memory()
         return part
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """The rest of this epoch: dicts of `image` uint8 [B, C, H, W] and `label` int64 [B], on the device."""
+        """Yield the rest of this epoch: dicts of `image` uint8 [B, C, H, W] and `label` int64 [B], on the device."""
         worker = get_worker_info()
         if worker is None:
-            made = self.batches(self.batches_per_epoch - self.position)
+            batches = self.batches(self.batches_per_epoch - self.position)
         elif self.generator.device.type == "cpu":
-            made = self._share_of(worker.id, worker.num_workers)
+            batches = self._worker_batches(worker.id, worker.num_workers)
         else:
             raise RuntimeError("Worker processes cannot share a GPU, and need not: use num_workers=0.")
-        for images, labels in made:
+        for images, labels in batches:
             yield {"image": images, "label": labels}
 
-    def _share_of(self, worker: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every `workers`-th batch of the rest of this epoch."""
+    def _worker_batches(self, worker: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every `workers`-th batch of the rest of this epoch."""
         self._begun.fill_(True)
-        # The slowest one says which epoch this is: a fast one may be through before another has begun.
+        # The slowest worker decides which epoch this is: a fast one may finish before another has begun.
         epoch = max(int(self._place[0]), int(self._done[:workers].min()))
         first = int(self._place[1]) if epoch == int(self._place[0]) else 0
         places = itertools.islice(self._places(epoch, first), worker, self.batches_per_epoch - first, workers)
@@ -124,53 +135,53 @@ class DistilledStream(IterableDataset):
             yield images, labels
         self._done[worker] = epoch + 1
         if int(self._done[:workers].min()) > epoch:
-            self._done.fill_(epoch + 1)  # also for workers that a later loader may have more of
+            self._done.fill_(epoch + 1)  # also for the workers that a later loader may have in addition
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The next `count` batches, across epochs."""
+        """Yield the next `count` batches of images and labels, across epochs."""
         places = itertools.islice(self._places(self.epoch, self.position), count)
         for (epoch, position), images, labels in self._make(places):
-            self._stand(*((epoch + 1, 0) if position + 1 == self.batches_per_epoch else (epoch, position + 1)))
+            self._go_to(*((epoch + 1, 0) if position + 1 == self.batches_per_epoch else (epoch, position + 1)))
             yield images, labels
 
     def _make(
         self, places: Iterator[tuple[tuple[int, int], Tensor]]
     ) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
-        """Images and labels of each place; small batches are made many at a time, whatever epoch they are of."""
+        """Yield the images and labels of each place; small batches are made together, also across epochs."""
         ahead = max(1, DEFAULT_BATCH * self.world_size * self.batches_per_epoch // self.images_per_epoch)
         while plan := list(itertools.islice(places, ahead)):
             rows = [batch for _, batch in plan]
             labels, indices = torch.cat(rows, dim=1)
             images = self.generator.sample(labels, indices, self.seed, self.sampling)
             sizes = [batch.shape[1] for batch in rows]
-            made = zip(images.split(sizes), labels.to(images.device).split(sizes), strict=True)
-            yield from ((place, *batch) for (place, _), batch in zip(plan, made, strict=True))
+            batches = zip(images.split(sizes), labels.to(images.device).split(sizes), strict=True)
+            yield from ((place, *batch) for (place, _), batch in zip(plan, batches, strict=True))
 
     def _places(self, first: int, position: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        """From here on, for ever: (epoch, position) and the labels and indices [2, B] of the batch there."""
+        """Yield (epoch, position), and the labels and indices [2, B] of its batch, from a place on without end."""
         for epoch in itertools.count(first):
-            generator = torch.Generator().manual_seed(derive(self.seed, epoch))
-            order = torch.randperm(self.images_per_epoch, generator=generator)
+            rng = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            order = torch.randperm(self.images_per_epoch, generator=rng)
             rows = torch.stack([order // self.ipc, epoch * self.ipc + order % self.ipc])
             batches = rows.tensor_split(self.batches_per_epoch, dim=1)
             for i in range(position, self.batches_per_epoch):
                 yield (epoch, i), batches[i].tensor_split(self.world_size, dim=1)[self.rank]
             position = 0
 
-    def _stand(self, epoch: int, position: int) -> None:
+    def _go_to(self, epoch: int, position: int) -> None:
         self._place.copy_(torch.tensor([epoch, position]))
         self._done.zero_()
         self._begun.zero_()
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch."""
-        self._stand(epoch, 0)
+        self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """The place of the next batch.
+        """Return the epoch and position of the next batch.
 
         Raises:
-            RuntimeError: worker processes made batches, and how many of them were taken they cannot know.
+            RuntimeError: worker processes made batches; the stream cannot know how many of them were taken.
 
         """
         if self._done.any() or self._begun:
@@ -181,5 +192,5 @@ class DistilledStream(IterableDataset):
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue with the batch that was next."""
-        self._stand(state["epoch"], state["position"])
+        """Continue from a state that `state_dict` returned."""
+        self._go_to(state["epoch"], state["position"])

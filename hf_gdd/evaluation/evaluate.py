@@ -1,8 +1,9 @@
-"""What a data set or a generator is worth: networks trained on it alone, tested on real images."""
+"""Measure a data set or a generator by the test accuracy of networks trained on it alone."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import DatasetDict
@@ -13,15 +14,18 @@ from hf_gdd.classifiers.recipes import Recipe, find_recipe
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.normalization import InputTransform, Normalize, input_transform
 from hf_gdd.evaluation.evaluator import Evaluator
-from hf_gdd.evaluation.image_quality import feature_evaluator
-from hf_gdd.evaluation.protocols import pool_size
+from hf_gdd.evaluation.image_quality import FeatureEvaluator, feature_evaluator
+from hf_gdd.evaluation.protocols import (
+    check_comparable,
+    check_data,
+    check_generator,
+    choose_protocols,
+    count_per_class,
+    materialize,
+)
 from hf_gdd.generators.base import Generator
-from hf_gdd.generators.checks import check_ipc
-from hf_gdd.report import SOFT, Report
+from hf_gdd.report import Protocol, Quality, Report, Result
 from hf_gdd.utils.random import check_seed
-
-if TYPE_CHECKING:  # it takes diffusers along, which takes a second
-    from hf_gdd.generators.image_bank import ImageBank
 
 
 def evaluate(
@@ -46,89 +50,76 @@ def evaluate(
 ) -> Report:
     """Train `n` fresh networks of each architecture on `train` alone, and test them on real images.
 
+    Example:
+        report = evaluate(generator, real["test"], real=real["train"], ipc=[1, 10, 50])
+        print(report.markdown())
+
     Args:
         train: a generator, or a data set (anything `ImageTensors.from_dataset` takes).
         test: the real test set.
-        real: the real training set, for the normalization and the baselines: random subsets of equal IPC, another one
-            for each network, and the full data. Without it the report says that the baselines are missing.
-        ipc: images per class, one or several; needed for a generator, unless it holds a limited number.
-        protocol: one or several; `fixed`, and `soft` where there are soft labels, if None.
-            `fixed`: one set of `ipc` images per class, tested once at the end.
-            `soft`: the same set, but networks learn to predict the logits stored with it (`losses.prediction_gap`), as
-            in Chen et al. (2023); `fixed` always stands beside it.
-            `dynamic`: that many fresh images each epoch, which is what IPC means in the papers on generators.
-            `dynamic-best5-test`: the best of five tests on the way, as the public DiM code reports it.
-            `dynamic-pool-m`: m sets of `ipc` images per class by turns, where sampling is too slow for `dynamic`.
-            All but the first two need a generator that makes as many images.
+        real: the real training set. It gives the normalization and the baselines: random subsets of equal IPC, another
+            one for each network, and the full data. Without it the report says that baselines are missing.
+        ipc: images per class, one number or several. A generator without `max_ipc` needs it.
+        protocol: one name or several of the table `hf_gdd.report.PROTOCOLS`. By default a set with hard labels, and one
+            with soft labels where there are any; hard labels always stand beside soft ones. Protocols with fresh images
+            or several sets need a generator that makes as many.
         networks: names, or callables `(num_classes, shape) -> nn.Module`.
-        n: networks of each architecture.
+        n: number of networks of each architecture.
         recipe: a `Recipe` or the name of one; `paper` if None.
-        seed: of the images; network i, and a stream for it, are drawn from `seed + i`.
+        seed: seed of the images; network i, and its fresh images, are drawn from `seed + i`.
         sampling: overrides the generator's own.
-        name: of the row; the generator's method, or `dataset`, if None.
-        with_baselines: False if they are in another report that this one will be merged with.
-        quality: also judge the images themselves (see `hf_gdd.report.Quality`), by `n` networks of the first
-            architecture that are trained on all of `real`.
-        zca: whether networks see images whitened over `real`, as the teacher of soft labels may have. A bank knows; of
-            a data set it must be said.
-        shared_draws: all n networks see the batches and augmentations of the first one, which a generator then makes
-            once; they differ by their first weights alone, and `random-real` by its subsets too. The deviation between
-            networks then leaves out what order and augmentation bring, and for `dynamic` which images were made.
-        device: where to train; the generator's, else CUDA if there is one.
-        progress: show a bar.
+        name: name of the row; by default the generator's method, or `dataset`.
+        with_baselines: False if another report, to be merged with this one, has the baselines.
+        quality: also score the images themselves (see `hf_gdd.report.Quality`), with `n` networks of the first
+            architecture trained on all of `real`.
+        zca: whether networks see images whitened over `real`, as the teacher of soft labels may have. A generator knows
+            it by itself; for a data set the default is False.
+        shared_draws: let all n networks see the batches and augmentations of the first one, so that a generator makes
+            them once. Networks then differ only by their first weights, and `random-real` by its subsets too: the
+            deviation between networks leaves out the effect of order, augmentation and fresh images.
+        device: where to train; by default the generator's device, else CUDA if there is one.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: an argument that would make the result wrong, or fail later.
+        ValueError: an argument would make the result wrong, or fail later.
 
     """
     generator = train if isinstance(train, Generator) else None
-    ipcs = _several(ipc if ipc is not None else getattr(generator, "max_ipc", None))
     check_seed(seed)
-    if not _several(networks):
+    networks, ipcs = _as_tuple(networks), _as_tuple(ipc)
+    if not networks:
         raise ValueError("Name at least one network to train, such as networks='convnet3'.")
-    device = device or getattr(generator, "device", None)
-    test = as_images(test, "test", device)
-    real = None if real is None else as_images(real, "train", device)
-    own = as_images(train, "train", device) if generator is None else None
-    soft = generator.has_soft_labels if own is None else own.soft_labels is not None
-    protocols = ("fixed", SOFT)[: 1 + soft] if protocol is None else _several(protocol)
-    protocols = tuple(dict.fromkeys(("fixed", *protocols))) if SOFT in protocols else protocols
-    _check_request(generator, ipcs, protocols, soft)
-    for other in (real, own, generator):
-        if other is not None:
-            _check_comparable(test, other)
-    if own is not None:
-        ipcs = (_ipc_of(own, ipcs, exact=real is not None and with_baselines),)
+    if generator is not None:
+        device, ipcs = device or generator.device, ipcs or _as_tuple(generator.max_ipc)
+    test, real = as_images(test, "test", device), None if real is None else as_images(real, "train", device)
+    data = as_images(train, "train", device) if generator is None else None
+    soft = data.soft_labels is not None if generator is None else generator.has_soft_labels
+    protocols = choose_protocols(_as_tuple(protocol), soft)
+    if generator is None:
+        check_data(protocols)
+    else:
+        check_generator(generator, protocols, ipcs)
+    check_comparable(test, real, data, generator)
+    if data is not None:
+        ipcs = (count_per_class(data, ipcs, exact=real is not None and with_baselines),)
     if quality and real is None:
-        raise ValueError("The quality of images is seen by networks trained on real ones: pass real=.")
-    if real is not None and (with_baselines or quality):
-        for size in ipcs:
-            real.require_ipc(size)
-    view, origin = _view(generator, own, real, _zca(generator) if zca is None else zca)
-    judge = Evaluator(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
+        raise ValueError("The quality of images needs networks trained on real ones: pass real=.")
+    for size in ipcs if real is not None and (with_baselines or quality) else ():
+        real.require_ipc(size)
 
-    results, scores, made = [], [], None
-    sampling = None if generator is None else sampling or generator.sampling
-    if pools := [pool_size(how) for how in protocols if pool_size(how)] + [1] * quality if generator else []:
-        made = judge.materialize(generator, max(ipcs) * max(pools), sampling)
-    if quality:
-        seen_by = feature_evaluator(judge, real)
-        scores += seen_by.references(ipcs)
-        if generator is None:
-            scores.append(seen_by.judged(own, name=name or "dataset", ipc=ipcs[0]))
-        else:
-            scores += seen_by.generator(generator, made, ipcs, sampling, name or generator.method)
-    for size in ipcs:
-        for how in protocols:
-            row = {"name": name or getattr(generator, "method", "dataset"), "protocol": how, "ipc": size}
-            if generator is not None:
-                results += judge.generator(generator, made, sampling, **row)
-            else:
-                stored = own.stored_bytes if how == SOFT else own.images.nbytes
-                results += judge.fixed(lambda i: own, len(own), stored, **row)
+    if zca is None:
+        zca = generator is not None and generator.zca
+    transform, origin = _choose_transform(generator, data, real, zca)
+    evaluator = Evaluator(test, transform, networks, n, find_recipe(recipe), seed, progress, shared_draws)
+    scorer = feature_evaluator(evaluator, real) if quality else None
+    if generator is None:
+        results, scores = _evaluate_data(evaluator, scorer, data, ipcs[0], protocols, name or "dataset")
+    else:
+        results, scores = _evaluate_generator(evaluator, scorer, generator, ipcs, protocols, sampling, name)
     if real is not None and with_baselines:
-        results += judge.baselines(real, ipcs, _labeler(generator, real) if SOFT in protocols else None)
-    return judge.report(results, _origin(generator, own, real), origin, scores)
+        with_soft = any(protocol.soft for protocol in protocols)
+        results += evaluator.evaluate_baselines(real, ipcs, _teacher(generator, real) if with_soft else None)
+    return evaluator.build_report(results, _describe_source(generator, data, real), origin, scores)
 
 
 def baselines(
@@ -140,81 +131,116 @@ def baselines(
     n: int = 5,
     recipe: Recipe | str | None = None,
     seed: int = 0,
-    bank: "ImageBank | None" = None,
+    bank: Generator | None = None,
     shared_draws: bool = False,
     full_data: bool = True,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
-    """Random-real subsets at each IPC and the full data, once for many reports; see `evaluate` and `Report.merge`.
+    """Evaluate random subsets of the real set and the full data, once for many reports; see `Report.merge`.
 
-    Without `full_data` the subsets alone.
+    Args:
+        real: the real training set.
+        test: the real test set.
+        ipcs: images per class of the subsets.
+        networks: as in `evaluate`, like the arguments not listed here.
+        n: number of networks of each architecture.
+        recipe: a `Recipe` or the name of one.
+        seed: seed of the subsets and networks.
+        bank: evaluate the same subsets with labels by its teacher too.
+        shared_draws: as in `evaluate`.
+        full_data: False for the subsets alone.
+        device: where to train.
+        progress: show a progress bar.
 
-    With `bank`, the same subsets also under `soft`, with labels by the bank's teacher.
+    Raises:
+        ValueError: an argument would make the result wrong, or fail later.
+
     """
     real, test = as_images(real, "train", device), as_images(test, "test", device)
-    _check_comparable(test, real)
+    check_comparable(test, real)
     for ipc in ipcs:
         real.require_ipc(ipc)
     check_seed(seed)
     if bank is not None and not bank.has_soft_labels:
         raise ValueError("This bank has hard labels alone: leave it out.")
-    view, origin = _view(bank, None, real, _zca(bank))
-    judge = Evaluator(test, view, _several(networks), n, find_recipe(recipe), seed, progress, shared_draws)
-    rows = judge.baselines(real, ipcs, _labeler(bank, real), full_data)
-    return judge.report(rows, _origin(None, None, real), origin)
+    transform, origin = _choose_transform(bank, None, real, bank is not None and bank.zca)
+    evaluator = Evaluator(test, transform, _as_tuple(networks), n, find_recipe(recipe), seed, progress, shared_draws)
+    results = evaluator.evaluate_baselines(real, ipcs, _teacher(bank, real), full_data)
+    return evaluator.build_report(results, _describe_source(None, None, real), origin)
 
 
 def as_images(data: Any, split: str, device: str | torch.device | None = None, **kwargs: Any) -> ImageTensors:
-    """Images of anything that has splits, by the split's name, or of what has none."""
+    """Load a split of a data set with splits, or a data set without splits."""
     has_splits = isinstance(data, (str, Path, DatasetDict))
     return ImageTensors.from_dataset(data, split if has_splits else None, device=device, **kwargs)
 
 
-def _several(value: Any) -> tuple[Any, ...]:
-    """One or several values as a tuple without repetition; None as none."""
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """Return one or several values as a tuple without repetition; None as an empty one."""
     if value is None:
         return ()
     values = (value,) if isinstance(value, (int, float, str)) or callable(value) else tuple(value)
     return tuple(dict.fromkeys(values))
 
 
-def _ipc_of(data: ImageTensors, asked: tuple[int, ...], exact: bool) -> int:
-    """The images per class of a data set, on average if it need not be `exact`.
+def _evaluate_data(
+    evaluator: Evaluator,
+    scorer: FeatureEvaluator | None,
+    data: ImageTensors,
+    ipc: int,
+    protocols: Sequence[Protocol],
+    name: str,
+) -> tuple[list[Result], list[Quality]]:
+    """Evaluate a data set under every protocol, and score its images if there is a scorer."""
+    scores = [] if scorer is None else [*scorer.score_references((ipc,)), scorer.score(data, name=name, ipc=ipc)]
+    results = []
+    for protocol in protocols:
+        stored = data.stored_bytes if protocol.soft else data.images.nbytes
+        row = {"name": name, "protocol": protocol.name, "ipc": ipc}
+        results += evaluator.evaluate_set(lambda i: data, len(data), stored, **row)
+    return results, scores
 
-    Raises:
-        ValueError: it was asked for another number, or its classes differ in size and that matters.
 
-    """
-    if asked and set(data.class_counts) != set(asked):
-        raise ValueError(f"ipc is {asked[0]}, but {data.source} holds another number of every class: leave ipc out.")
-    if exact and len(set(data.class_counts)) > 1:
-        raise ValueError(
-            f"The classes of {data.source} have {min(data.class_counts)} to {max(data.class_counts)} images, so no "
-            "random-real subset is its equal: balance them, or pass with_baselines=False."
-        )
-    return len(data) // data.num_classes
+def _evaluate_generator(
+    evaluator: Evaluator,
+    scorer: FeatureEvaluator | None,
+    generator: Generator,
+    ipcs: Sequence[int],
+    protocols: Sequence[Protocol],
+    sampling: Any,
+    name: str | None,
+) -> tuple[list[Result], list[Quality]]:
+    """Evaluate a generator at every IPC under every protocol, and score its images if there is a scorer."""
+    name, sampling = name or generator.method, sampling or generator.sampling
+    images, results, scores = None, [], []
+    sets = [protocol.sets for protocol in protocols if not protocol.fresh] + [1] * (scorer is not None)
+    if sets:
+        per_class, device = max(ipcs) * max(sets), evaluator.test.device
+        images = materialize(generator, per_class, evaluator.seed, sampling, device)
+    if scorer is not None:
+        scores += scorer.score_references(ipcs) + scorer.score_generator(generator, images, ipcs, sampling, name)
+    for ipc, protocol in product(ipcs, protocols):
+        row = {"name": name, "protocol": protocol.name, "ipc": ipc}
+        results += evaluator.evaluate_generator(generator, images, sampling, **row)
+    return results, scores
 
 
-def _labeler(bank: Generator | None, real: ImageTensors) -> Callable[[Tensor], Tensor] | None:
-    """What a bank's teacher, which sees images as it was trained to, says of any images; None if none came along."""
+def _teacher(bank: Generator | None, real: ImageTensors) -> Callable[[Tensor], Tensor] | None:
+    """Return a function that labels images with a bank's teacher, or None if there is none."""
     if bank is None or not bank.has_soft_labels:
         return None
     transform = input_transform(real, bank.zca)
     return lambda images: bank.label_images(images, transform)
 
 
-def _zca(generator: Generator | None) -> bool:
-    return generator is not None and generator.zca
-
-
-def _view(
-    generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None, zca: bool
+def _choose_transform(
+    generator: Generator | None, data: ImageTensors | None, real: ImageTensors | None, zca: bool
 ) -> tuple[InputTransform, str]:
-    """The real set's statistics where there is one, else those the generator carries, else the set's own.
+    """Return an input transform and the origin of its statistics: the real set if given, else what is evaluated.
 
     Raises:
-        ValueError: images are to be whitened, but over nothing.
+        ValueError: images are to be whitened, but there is no real set.
 
     """
     if zca and real is None:
@@ -222,44 +248,13 @@ def _view(
     if real is not None:
         return input_transform(real, zca), "the real training set" + (", whitened (ZCA)" if zca else "")
     if generator is not None:
-        return Normalize(tuple(generator.mean), tuple(generator.std)), "the generator's record of its training set"
-    return Normalize(own.mean, own.std), "the evaluated set itself"
+        return Normalize(generator.mean, generator.std), "the generator's record of its training set"
+    return Normalize(data.mean, data.std), "the evaluated set itself"
 
 
-def _origin(generator: Generator | None, own: ImageTensors | None, real: ImageTensors | None) -> str:
-    """What stands behind the numbers: the real training set if it is known, else what was evaluated."""
-    data = own if real is None else real
+def _describe_source(generator: Generator | None, data: ImageTensors | None, real: ImageTensors | None) -> str:
+    """Name the real training set if it is known, else the evaluated data."""
+    data = data if real is None else real
     if data is None:
         return f"unknown, of a {generator.method} generator ({generator.fingerprint[:12]})"
     return f"{data.source} ({data.fingerprint[:12]})"
-
-
-def _check_request(generator: Generator | None, ipcs: tuple[int, ...], protocols: tuple[str, ...], soft: bool) -> None:
-    for protocol in protocols:
-        pool = pool_size(protocol)
-        if protocol == SOFT and not soft:
-            raise ValueError("There are no soft labels to be judged by: leave out protocol 'soft'.")
-        if protocol not in ("fixed", SOFT) and generator is None:
-            raise ValueError(f"A data set can only be judged 'fixed' or 'soft'; {protocol!r} needs a generator.")
-        if pool is None and generator.max_ipc is not None:
-            raise ValueError(
-                f"This generator holds {generator.max_ipc} images per class, no fresh ones for {protocol!r}: judge it "
-                "by 'fixed', or 'soft' if it has soft labels."
-            )
-    if generator is not None and not ipcs:
-        raise ValueError("A generator makes any number of images: say how many per class with ipc=10, for example.")
-    for ipc in ipcs if generator is not None else ():
-        check_ipc(generator, ipc)
-        for pool in map(pool_size, protocols):
-            check_ipc(generator, ipc * (pool or 1))
-
-
-def _check_comparable(test: ImageTensors, other: ImageTensors | Generator) -> None:
-    test.check_same_classes(other)
-    source = getattr(other, "source", "the generator")
-    shape = getattr(other, "shape", None) or tuple(other.image_shape)
-    if test.shape != shape:
-        raise ValueError(
-            f"Images of {test.source} are {test.shape}, those of {source} {shape} (channels, height, width): load the "
-            "test set with ImageTensors.from_dataset(test, image_size=...)."
-        )

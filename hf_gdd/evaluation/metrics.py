@@ -1,6 +1,6 @@
-"""How near generated images are to real ones, and how well they cover them, in a network's feature space.
+"""Formulas that compare sets of images in a network's feature space.
 
-Features are [N, D], float. All of these depend on N: compare only sets of equal size, in one feature space.
+Features are floats [N, D]. All scores depend on N: compare only sets of equal size, in one feature space.
 """
 
 import torch
@@ -8,15 +8,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEIGHBORS = 5  # as in the papers
-_ROWS = 1024  # distances computed at a time: bounds the memory
+_ROWS = 1024  # rows of distances computed at a time; bounds the memory
 
 
 def coverage_scores(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> dict[str, float]:
-    """Precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020), by k neighbors.
+    """Compute precision, recall, density and coverage from k nearest neighbors.
 
-    Every image has a ball that reaches its k-th nearest neighbor in its own set. `precision`: share of the generated
-    images in some real ball; `recall`: share of the real ones in some generated ball; `density`: in how many real balls
-    a generated image lies, over k, on average; `coverage`: share of the real balls that hold a generated image.
+    The ball of an image reaches to its k-th nearest neighbor in its own set. The scores are:
+
+    - precision: share of the generated images that lie in a real ball (Kynkäänniemi et al., 2019);
+    - recall: share of the real images that lie in a generated ball (same paper);
+    - density: mean number of real balls around a generated image, divided by k (Naeem et al., 2020);
+    - coverage: share of the real balls that contain a generated image (same paper).
+
+    Args:
+        real: features of the real images [N, D].
+        fake: features of the generated images [M, D].
+        k: number of neighbors.
+
+    Returns:
+        The four scores by name. All lie in [0, 1], but density may be larger.
 
     Raises:
         ValueError: a set has fewer than two images.
@@ -43,10 +54,15 @@ def coverage_scores(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> dict[str,
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Squared distance of two normal distributions with the sets' means and covariances (Heusel et al., 2017, Eq. 6).
+    """Compute the squared Fréchet distance of two sets (Heusel et al., 2017, Eq. 6).
 
-    The trace of the root of the covariances' product is the nuclear norm of the product of their factors, which takes
-    no root of a matrix and is exact for fewer images than features.
+    The trace of the square root of the product of the covariances is computed as the nuclear norm of the product of
+    their factors. This needs no matrix root, and is exact for fewer images than features too.
+
+    Args:
+        real: features of the real images [N, D].
+        fake: features of the generated images [M, D].
+
     """
     means = [x.double().mean(0) for x in (real, fake)]
     factors = [
@@ -59,16 +75,22 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def class_diversity(features: Tensor, labels: Tensor) -> float:
-    """1 - the mean cosine of two images of one class, averaged over the classes with at least two images."""
-    unit, found = F.normalize(features.float(), dim=1), []
+    """Compute 1 minus the mean cosine of two images of one class, as a mean over the classes.
+
+    Args:
+        features: features of the images [N, D].
+        labels: their labels [N]. Classes with a single image are left out.
+
+    """
+    unit, scores = F.normalize(features.float(), dim=1), []
     for label in labels.unique():
         own = unit[labels == label]
         if (n := len(own)) > 1:
-            found.append(1 - (own.sum(0).square().sum() - n) / (n * (n - 1)))
-    return float(torch.stack(found).mean()) if found else 0.0
+            scores.append(1 - (own.sum(0).square().sum() - n) / (n * (n - 1)))
+    return float(torch.stack(scores).mean()) if scores else 0.0
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """Distance of every row to its k-th nearest other row, or to the farthest if there are fewer."""
+    """Return the distance of every row to its k-th nearest other row, or to the farthest if there are fewer."""
     rank = min(k, len(x) - 1) + 1  # a row is its own nearest
     return torch.cat([torch.cdist(part, x).kthvalue(rank, dim=1).values for part in x.split(_ROWS)])

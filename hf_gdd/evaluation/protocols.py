@@ -1,25 +1,147 @@
-"""Protocols: how a set is trained on."""
+"""Run the protocols of `hf_gdd.report.PROTOCOLS`: check requests, and make the images that networks see.
 
-import re
+A protocol differs from others only by the fields of its record, so a new one is a line in that table and, if it needs
+a new field, the code here that reads the field.
+"""
 
-from hf_gdd.report import SOFT
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-# How often each protocol looks at the test set. The public DiM code keeps the best of five looks; we look once.
-LOOKS = {"fixed": 1, SOFT: 1, "dynamic": 1, "dynamic-best5-test": 5}
+import torch
+from torch import Tensor
+
+from hf_gdd.classifiers.recipes import Recipe
+from hf_gdd.data.image_tensors import ImageTensors
+from hf_gdd.distilled.stream import DistilledStream
+from hf_gdd.generators.base import Generator
+from hf_gdd.generators.checks import check_ipc
+from hf_gdd.report import FIXED, SOFT, Protocol, find_protocol
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-POOL = re.compile(r"dynamic-pool-([1-9]\d{0,4})")
+def choose_protocols(names: Sequence[str], soft: bool) -> tuple[Protocol, ...]:
+    """Look up protocols; hard labels come first wherever soft ones are asked for.
 
-
-def pool_size(protocol: str) -> int | None:
-    """Epochs of images that a protocol materializes: m for `dynamic-pool-m`, 1 for fixed sets; None makes them afresh.
+    Args:
+        names: names of protocols; empty for `fixed`, and `soft` where there are soft labels.
+        soft: whether there are soft labels.
 
     Raises:
-        ValueError: there is no such protocol.
+        ValueError: there is no such protocol, or there are no soft labels for one.
 
     """
-    if found := POOL.fullmatch(protocol):
-        return int(found[1])
-    if protocol not in LOOKS:
-        raise ValueError(f"Unknown protocol {protocol!r}; choose one of {', '.join(LOOKS)}, or dynamic-pool-5, say.")
-    return 1 if protocol in ("fixed", SOFT) else None
+    protocols = [find_protocol(name) for name in names or (FIXED, SOFT)[: 1 + soft]]
+    if any(protocol.soft for protocol in protocols):
+        if not soft:
+            raise ValueError(f"There are no soft labels to learn: leave out protocol {SOFT!r}.")
+        protocols.insert(0, find_protocol(FIXED))
+    return tuple(dict.fromkeys(protocols))
+
+
+def check_data(protocols: Iterable[Protocol]) -> None:
+    """Raise ValueError unless a data set is enough for these protocols."""
+    for protocol in protocols:
+        if protocol.fresh or protocol.sets > 1:
+            raise ValueError(
+                f"A data set can only be evaluated under {FIXED!r} or {SOFT!r}; {protocol.name!r} needs a generator."
+            )
+
+
+def check_generator(generator: Generator, protocols: Iterable[Protocol], ipcs: Sequence[int]) -> None:
+    """Raise ValueError unless a generator makes as many images as these protocols need."""
+    if not ipcs:
+        raise ValueError("A generator makes any number of images: say how many per class with ipc=10, for example.")
+    for protocol in protocols:
+        if protocol.fresh and generator.max_ipc is not None:
+            raise ValueError(
+                f"This generator holds {generator.max_ipc} images per class, no fresh ones for {protocol.name!r}: "
+                f"evaluate it under {FIXED!r}, or {SOFT!r} if it has soft labels."
+            )
+        for ipc in ipcs:
+            check_ipc(generator, ipc)
+            check_ipc(generator, ipc * protocol.sets)
+
+
+def check_comparable(test: ImageTensors, *others: ImageTensors | Generator | None) -> None:
+    """Raise ValueError unless all have the classes and the image shape of the test set."""
+    for other in others:
+        if other is None:
+            continue
+        test.check_same_classes(other)
+        is_generator = isinstance(other, Generator)
+        source, shape = ("the generator", other.image_shape) if is_generator else (other.source, other.shape)
+        if test.shape != tuple(shape):
+            raise ValueError(
+                f"Images of {test.source} are {test.shape}, those of {source} {tuple(shape)} (channels, height, "
+                "width): load the test set with ImageTensors.from_dataset(test, image_size=...)."
+            )
+
+
+def count_per_class(data: ImageTensors, asked: tuple[int, ...], exact: bool) -> int:
+    """Return the images per class of a data set; their mean if it need not be `exact`.
+
+    Raises:
+        ValueError: another number was asked for, or classes differ in size and that matters.
+
+    """
+    if asked and set(data.class_counts) != set(asked):
+        raise ValueError(f"ipc is {asked[0]}, but {data.source} holds another number of every class: leave ipc out.")
+    if exact and len(set(data.class_counts)) > 1:
+        raise ValueError(
+            f"The classes of {data.source} have {min(data.class_counts)} to {max(data.class_counts)} images, so no "
+            "random-real subset is its equal: balance them, or pass with_baselines=False."
+        )
+    return len(data) // data.num_classes
+
+
+def count_distinct(protocol: Protocol, images: int, steps: int, recipe: Recipe) -> int:
+    """Count the different images that one network sees.
+
+    Args:
+        protocol: the protocol.
+        images: number of images in one epoch.
+        steps: SGD steps of the training.
+        recipe: recipe of the training.
+
+    """
+    epochs = steps / recipe.batches(images)
+    if not protocol.fresh:
+        epochs = min(protocol.sets, epochs)
+    return min(int(images * max(epochs, 1)), steps * recipe.batch_size)
+
+
+def materialize(generator: Generator, per_class: int, seed: int, sampling: Any, device: torch.device) -> Tensor:
+    """Make the first images of every class, uint8 [K, per_class, C, H, W], to be cut into sets of any size."""
+    labels = torch.arange(generator.num_classes).repeat_interleave(per_class)
+    indices = torch.arange(per_class).repeat(generator.num_classes)
+    images = generator.sample(labels, indices, seed, sampling).to(device)
+    return images.view(generator.num_classes, per_class, *generator.image_shape)
+
+
+def to_image_tensors(images: Tensor, class_names: Sequence[str], logits: Tensor | None = None) -> ImageTensors:
+    """Turn images uint8 [K, n, C, H, W] and logits [K * n, K], if there are any, into a data set."""
+    labels = torch.arange(len(images), device=images.device).repeat_interleave(images.shape[1])
+    soft = None if logits is None else logits.to(images.device)
+    return ImageTensors(
+        images.flatten(0, 1), labels, tuple(class_names), "materialized", images.device, soft_labels=soft
+    )
+
+
+def cut_sets(protocol: Protocol, generator: Generator, images: Tensor, ipc: int) -> list[ImageTensors]:
+    """Cut images from `materialize` into the sets of `ipc` images per class that a protocol trains on by turns."""
+    logits = None
+    if protocol.soft:
+        labels = torch.arange(generator.num_classes).repeat_interleave(ipc)
+        logits = generator.soft_labels(labels, torch.arange(ipc).repeat(generator.num_classes))
+    parts = images[:, : protocol.sets * ipc].split(ipc, dim=1)
+    return [to_image_tensors(part, generator.class_names, logits) for part in parts]
+
+
+def fresh_batches(
+    generator: Generator, ipc: int, seed: int, recipe: Recipe, sampling: Any, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of images and labels that are new in each epoch, as many as the recipe takes steps."""
+    steps = recipe.for_ipc(ipc, generator.num_classes).steps(ipc * generator.num_classes)
+    for batch in DistilledStream(generator, ipc, seed, recipe.batch_size, sampling).batches(steps):
+        yield tuple(part.to(device) for part in batch)

@@ -1,4 +1,4 @@
-"""AutoGenerator: the right class for any saved generator."""
+"""Load any saved generator by the class its config names."""
 
 from importlib import import_module
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from hf_gdd.generators.base import Generator
-from hf_gdd.hub.loading import STOCK_PIPELINE, resolve
+from hf_gdd.hub.files import STOCK_PIPELINE
+from hf_gdd.hub.loading import resolve
 
 CLASSES = {
     "ConditionalGANGenerator": "hf_gdd.generators.gan",
@@ -17,11 +18,16 @@ CLASSES = {
 
 
 class AutoGenerator:
-    """Loads a generator of any kind by the class its config names."""
+    """Loader of every kind of generator.
+
+    Example:
+        generator = AutoGenerator.from_pretrained("me/cifar10-gdd", device="cuda")
+
+    """
 
     @staticmethod
     def register(generator_class: type) -> type:
-        """Make a class of one's own known, as a decorator; its configs name it."""
+        """Register your own class, as a decorator; its saved folders can then be loaded."""
         CLASSES[generator_class.__name__] = generator_class.__module__
         return generator_class
 
@@ -31,17 +37,18 @@ class AutoGenerator:
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
-        **place: Any,
+        **source: Any,
     ) -> Generator:
-        """Load from a local folder or a Hub repo; the arguments are those of `PretrainedGenerator.from_pretrained`.
+        """Load a generator from a local folder or a Hub repo.
 
-        A stock `DiTPipeline` repo is loaded as a `DiffusionGenerator` of all its classes.
+        The arguments are those of `PretrainedGenerator.from_pretrained`. A stock `DiTPipeline` repo is loaded as a
+        `DiffusionGenerator` of all its classes.
 
         Raises:
-            LoadError: there is no generator, or its class is not one of this library.
+            LoadError: there is no generator, or its class is not registered.
 
         """
-        folder, config, origin = resolve(repo_or_path, (*CLASSES, STOCK_PIPELINE), **place)
+        folder, config, origin = resolve(repo_or_path, (*CLASSES, STOCK_PIPELINE), **source)
         name = config["_class_name"]
         name = "DiffusionGenerator" if name == STOCK_PIPELINE else name
         return getattr(import_module(CLASSES[name]), name).load(folder, config, origin, dtype, device)

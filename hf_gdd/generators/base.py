@@ -1,5 +1,6 @@
 """Base of every generator: what it promises, and what a kind of generator may add."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,23 +20,24 @@ from hf_gdd.utils.plotting import image_grid
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Images are always made this many at a time, padded if need be: kernels round differently for other batch sizes.
+# Images are always made this many at a time, padded if need be: kernels may round differently at another batch size.
 TILE = {"cpu": 64}
 DEFAULT_TILE = 512
 GRID_COLUMNS, GRID_ROWS = 10, 100
 
 
 class Generator:
-    """An image for every (label, index, seed), the same in any batch, shard or process on one device type.
+    """A deterministic function from (label, index, seed) to an image.
 
-    A kind of generator implements `make` and the properties of its record; `PretrainedGenerator` adds saving, loading
-    and pushing. Optional abilities (`select`, `reconstruct`, `soft_labels`, `label_images`) have defaults that say no.
+    On one device type an image is the same in any batch, shard or process. A kind of generator implements `make` and
+    `weights`; `PretrainedGenerator` adds saving, loading and pushing. The optional abilities (`select`, `reconstruct`,
+    `soft_labels`, `label_images`) have defaults that say no.
 
     Attributes:
-        max_ipc: images per class it can make; None for no limit.
+        max_ipc: number of images per class; None for no limit.
         sampling: settings that change pixels beside the weights; part of every identity.
-        report: accuracies measured with it, if it was evaluated.
-        origin: repo and commit it was loaded from, `me/generator@<sha>`, or None.
+        report: accuracies measured with this generator; None if it was not evaluated.
+        origin: repo and commit that it was loaded from, `me/generator@<sha>`, or None.
 
     Example:
         labels, indices = torch.tensor([0, 0, 7]), torch.tensor([0, 1, 0])
@@ -50,7 +52,7 @@ class Generator:
     report: Report | None = None
     origin: str | None = None
 
-    # The record: what is known of the classes and the training.
+    # Record of the classes and the training.
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -74,7 +76,7 @@ class Generator:
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Per-channel standard deviation of the real training images, for pixels in [0, 1]."""
+        """Per-channel standard deviation of the real training images, in [0, 1]."""
         return tuple(self.config.std)
 
     @property
@@ -100,12 +102,17 @@ class Generator:
         return TILE.get(self.device.type, DEFAULT_TILE)
 
     def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: Any) -> Tensor:
-        """Make images in [-1, 1], one for each entry; each may depend on its own entry alone."""
+        """Make images in [-1, 1], float [B, C, H, W].
+
+        Each image may depend on its own label and index alone, never on the others in the batch.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
     def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
-        """Make images, pixel for pixel the same in any batch on one device type and version.
+        """Make images, the same to the pixel in any batch.
+
+        Other device types and other versions of the libraries may round differently.
 
         Args:
             labels: int64 [B].
@@ -128,7 +135,7 @@ class Generator:
             keep_freed_memory()
         size = self.tile
         pad = (0, -len(labels) % size)
-        # Waiting here for a GPU would be waiting for the images it was asked for before these.
+        # A blocking copy would wait for the GPU to finish all earlier work.
         padded = (F.pad(x, pad).to(self.device, non_blocking=True) for x in (labels, indices))
         tiles = list(zip(*(x.split(size) for x in padded), strict=True))
         bar = tqdm(tiles, desc="sampling", unit="img", unit_scale=size, delay=2, leave=False, dynamic_ncols=True)
@@ -137,7 +144,7 @@ class Generator:
         return torch.cat([empty, *images])[: len(labels)]
 
     def grid(self, seed: int = 0) -> "Image":
-        """Return a picture of the first images of each of the first 100 classes, one row a class."""
+        """Return a picture of the first images of up to 100 classes, a row per class."""
         rows, columns = min(self.num_classes, GRID_ROWS), min(GRID_COLUMNS, self.max_ipc or GRID_COLUMNS)
         labels = torch.arange(rows).repeat_interleave(columns)
         indices = torch.arange(columns).repeat(rows)
@@ -157,8 +164,17 @@ class Generator:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of everything that decides pixels, except seed and sampling."""
-        raise NotImplementedError
+        """The sha256 of kind and weights: equal fingerprints make equal images."""
+        digest = hashlib.sha256(repr(self.kind).encode())
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Class, number of classes and image shape, which with the weights decide pixels."""
+        return type(self).__name__, self.num_classes, self.image_shape
 
     # Optional abilities.
 
@@ -173,7 +189,7 @@ class Generator:
         return False
 
     def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:
-        """Return a teacher's logits of these images, float16 [B, K]; None if labels are hard."""
+        """Return the teacher's logits, float16 [B, K]; None if labels are hard."""
         return None
 
     def label_images(self, images: Tensor, transform: InputTransform) -> Tensor:
@@ -193,13 +209,21 @@ class Generator:
         """Return the same model for some of its classes only, in this order.
 
         Raises:
-            ValueError: this kind of generator has no more classes than those of its data set.
+            ValueError: this kind of generator has no classes to choose from, or does not know one of these.
 
         """
-        raise ValueError("Classes can only be chosen from those of a diffusion generator: leave classes out.")
+        raise ValueError("Only a diffusion generator has classes to choose from: leave classes out.")
 
     def reconstruct(self, images: Tensor) -> Tensor | None:
-        """Return images uint8 [B, C, H, W] as the generator's autoencoder restores them; None if it has none."""
+        """Encode and decode images by the generator's autoencoder.
+
+        Args:
+            images: uint8 [B, C, H, W].
+
+        Returns:
+            uint8 [B, C, H, W], or None if there is no autoencoder.
+
+        """
         return None
 
     # Storage.

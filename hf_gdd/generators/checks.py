@@ -1,4 +1,4 @@
-"""Checks of what a generator is asked for, and of what it records."""
+"""Checks of requests to a generator and of its record."""
 
 import math
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ MAX_IMAGES = 100_000_000
 
 
 def check_image_seed(generator: "Generator", seed: int) -> None:
-    """Refuse a seed other than 0 where images are stored: it would name the same images differently.
+    """Refuse a seed other than 0 for stored images, which it would not change.
 
     Raises:
-        ValueError: the seed is another, or lies outside [0, 2**63).
+        ValueError: the seed is not 0 and images are stored, or it lies outside [0, 2**63).
 
     """
     check_seed(seed)
@@ -44,10 +44,10 @@ def check_request(generator: "Generator", labels: Tensor, indices: Tensor) -> No
 
 
 def check_ipc(generator: "Generator", ipc: int) -> None:
-    """Refuse a number of images per class that cannot be made.
+    """Refuse a number of images per class that the generator cannot make.
 
     Raises:
-        ValueError: it is no whole number from 1, more than the generator holds, or makes more than MAX_IMAGES in all.
+        ValueError: it is not a whole number from 1, more than the generator holds, or gives over MAX_IMAGES in all.
 
     """
     if not isinstance(ipc, int) or isinstance(ipc, bool) or ipc < 1:
@@ -61,7 +61,7 @@ def check_ipc(generator: "Generator", ipc: int) -> None:
 def check_record(
     class_names: tuple[str, ...], image_shape: tuple[int, int, int], mean: Any, std: Any, training: Any
 ) -> None:
-    """Refuse a record that no generator can have.
+    """Refuse an invalid record.
 
     Raises:
         ValueError: class names that are not different single lines, statistics that do not fit the channels, or a

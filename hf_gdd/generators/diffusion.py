@@ -1,23 +1,12 @@
-"""A class-conditional diffusion transformer as a generator, in a repo that a stock `DiTPipeline` loads as well."""
+"""A class-conditional diffusion transformer that a stock `DiTPipeline` loads too."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    ConfigMixin,
-    DDIMScheduler,
-    DDPMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    DPMSolverMultistepScheduler,
-    SchedulerMixin,
-)
+from diffusers import AutoencoderKL, ConfigMixin, DiTPipeline, DiTTransformer2DModel, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -25,20 +14,14 @@ from hf_gdd.data.imagenet import class_rows_of
 from hf_gdd.data.pixels import tanh_to_uint8, to_tanh
 from hf_gdd.generators.base import DEFAULT_TILE
 from hf_gdd.generators.checks import check_record
-from hf_gdd.generators.dit_pipeline import NULL_CLASS, SCHEDULE_FIELDS, noise_schedule, read_pipeline, stock_record
-from hf_gdd.generators.noise import noise
+from hf_gdd.generators.denoising import build_scheduler, denoise
+from hf_gdd.generators.dit_pipeline import NULL_CLASS, noise_schedule, read_pipeline, stock_record
 from hf_gdd.generators.pretrained import Model, PretrainedGenerator
 from hf_gdd.generators.sampling import DiffusionSampling, present_names
-from hf_gdd.hub.loading import CONFIG_NAME, FORMAT_VERSION, STOCK_PIPELINE, remove_local_path
+from hf_gdd.hub.files import CONFIG_NAME, FORMAT_VERSION, STOCK_PIPELINE, remove_local_path
 
-# How each steps, wherever the model is from: only the noise schedule is its own. `ddpm` has the papers' spacing.
-STEPPERS = {
-    "ddim": (DDIMScheduler, {"clip_sample": False}),
-    "ddpm": (DDPMScheduler, {"clip_sample": False, "timestep_spacing": "linspace"}),
-    "dpm++": (DPMSolverMultistepScheduler, {}),
-}
 SMALL_TILE = 32  # on a CPU, and of images above 64 px, whose decoder would fill the memory of most GPUs
-# What decides pixels beside the weights; what else a config holds may change with the version of diffusers.
+# Config fields that decide pixels beside the weights. Others may change with the version of diffusers.
 TRANSFORMER_FIELDS = ("num_attention_heads", "attention_head_dim", "patch_size", "sample_size", "in_channels")
 TRANSFORMER_FIELDS += ("activation_fn", "norm_eps", "upcast_attention")
 VAE_FIELDS = ("norm_num_groups", "act_fn", "scaling_factor", "layers_per_block", "block_out_channels")
@@ -46,26 +29,26 @@ VAE_FIELDS += ("down_block_types", "up_block_types", "mid_block_add_attention")
 
 
 class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
-    """Noise and a label to a latent by denoising, and the latent to an image by a decoder.
+    """A latent diffusion transformer (Peebles & Xie, 2023) with its autoencoder.
+
+    The transformer denoises noise to a latent, given a class, and the decoder turns the latent into an image.
+
+    The arguments that are not described here are the record of every kind, see `PretrainedGenerator`. `image_shape`
+    follows from the parts.
 
     Args:
-        transformer: predicts the noise, and maybe its variance, of latents given step and class.
+        transformer: predicts the noise of latents, and its variance if that was learned, from timestep and class.
         vae: decodes latents, divided by its `scaling_factor`, to images in [-1, 1].
-        scheduler: whose noise schedule is taken over, and nothing else.
-        class_names: in the order of the labels.
-        class_rows: the number by which the transformer knows each class; 0, 1, ... if None.
-        known_classes: what the transformer calls each of its classes, for a stock pipeline; `class_names` if None.
-        mean: of the real training images in unit range, per channel.
-        std: of the real training images in unit range, per channel.
-        training: how it was trained, as primitives.
-        sampling: fields of the `DiffusionSampling` used unless another is given.
-        fingerprint: of the weights that were saved with this config.
-        weights_dtype: of those weights.
-        image_shape: (C, H, W); what the parts make, which it must equal if given.
-        format_version: of the saved folder.
+        scheduler: gives the noise schedule; nothing else of it is used.
+        class_rows: the transformer's number of each class; 0, 1, ... if None.
+        known_classes: the transformer's name of each of its classes, for a stock pipeline; `class_names` if None.
 
     Raises:
         ValueError: the parts do not fit each other or the classes.
+
+    Example:
+        generator = AutoGenerator.from_pretrained("facebook/DiT-XL-2-256", revision="refs/pr/1", device="cuda")
+        woof = generator.select(["n02086240", "n02087394"], ("Shih-Tzu", "Rhodesian ridgeback"))
 
     """
 
@@ -75,7 +58,7 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        *,  # diffusers would mistake the parts for what follows them
+        *,  # keywords only: diffusers would take the parts for positional config fields
         transformer: DiTTransformer2DModel,
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
@@ -93,25 +76,24 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
     ) -> None:
         _check_parts(transformer, vae)
         self.transformer, self.vae, self.scheduler = transformer.eval(), vae.eval(), noise_schedule(scheduler.config)
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        side = transformer.config.sample_size * self.factor
-        made = (vae.config.out_channels, side, side)
-        if image_shape is not None and tuple(image_shape) != made:
-            raise ValueError(f"The parts make images {made}, not {tuple(image_shape)}.")
-        check_record(class_names, made, mean, std, training)
+        side = transformer.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+        shape = (vae.config.out_channels, side, side)
+        if image_shape is not None and tuple(image_shape) != shape:
+            raise ValueError(f"The parts make images {shape}, not {tuple(image_shape)}.")
+        check_record(class_names, shape, mean, std, training)
         rows = range(len(class_names)) if class_rows is None else class_rows
-        real = {row for row in rows if isinstance(row, int) and 0 <= row < NULL_CLASS}
-        if not len(real) == len(rows) == len(class_names):
+        valid = {row for row in rows if isinstance(row, int) and 0 <= row < NULL_CLASS}
+        if not len(valid) == len(rows) == len(class_names):
             raise ValueError(f"Each of the {len(class_names)} classes needs a row of its own in 0..{NULL_CLASS - 1}.")
         self.rows = torch.tensor(list(rows))
         self.sampling = DiffusionSampling(**present_names(sampling or {}))
-        self.register_to_config(image_shape=made, class_rows=tuple(rows))
+        self.register_to_config(image_shape=shape, class_rows=tuple(rows))
 
-    # What it is.
+    # Identity.
 
     @property
     def device(self) -> torch.device:
-        """Where images are made."""
+        """Device on which images are made."""
         return self.transformer.device
 
     @property
@@ -122,7 +104,7 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Class, shape, rows, what the parts' configs decide, and the noise schedule."""
+        """Class, shape, rows, noise schedule, and config fields that decide pixels."""
         fields = [(self.transformer.config, TRANSFORMER_FIELDS), (self.vae.config, VAE_FIELDS)]
         settings = [(name, config.get(name)) for config, names in fields for name in names]
         schedule = [round(float(x), 6) for x in self.scheduler.alphas_cumprod]
@@ -130,94 +112,42 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
 
     @property
     def tile(self) -> int:
-        """How many images are made at a time, always as many on one device type."""
+        """Number of images made at a time, fixed for a device type."""
         return SMALL_TILE if self.device.type == "cpu" or self.image_shape[-1] > 64 else DEFAULT_TILE
 
-    # What it makes.
+    # Images.
 
     @torch.no_grad()
     def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: DiffusionSampling) -> Tensor:
-        """Images in [-1, 1]; the noise of each (label, index) and of each of its steps is counter-based."""
-        scheduler = self._scheduler(sampling)
-        scheduler.set_timesteps(sampling.num_inference_steps, device=self.device)
-        shape = (self.transformer.config.in_channels, *[self.transformer.config.sample_size] * 2)
+        """Make images in [-1, 1], each of noise that depends on its own entry alone."""
         rows = self.rows.to(self.device)[labels]
-        latents = noise(seed, labels, indices, shape) * scheduler.init_noise_sigma
-        for number, (step, before) in enumerate(pairwise([*scheduler.timesteps.tolist(), -1]), start=1):
-            predicted, spread = self._predict(latents, step, rows, sampling.guidance_scale)
-            if sampling.scheduler == "ddpm":
-                drawn = noise(seed, labels, indices, shape, stream=number)
-                latents = ancestral_step(scheduler.alphas_cumprod, predicted, spread, step, before, latents, drawn)
-            else:
-                latents = scheduler.step(predicted, step, latents).prev_sample
-        return self.decode(latents)
-
-    def _predict(self, latents: Tensor, step: int, rows: Tensor, guidance: float) -> tuple[Tensor, Tensor | None]:
-        """The guided noise of latents at a step, and where in its range the log variance is, if that is learned."""
-        asked = latents
-        if guidance > 1:
-            asked, rows = torch.cat([latents, latents]), torch.cat([rows, torch.full_like(rows, NULL_CLASS)])
-        steps = torch.full((len(asked),), step, device=asked.device)
-        output = self.transformer(asked.to(self.transformer.dtype), timestep=steps, class_labels=rows).sample.float()
-        predicted, spread = output[:, : latents.shape[1]], output[: len(latents), latents.shape[1] :]
-        if guidance > 1:
-            given, free = predicted.chunk(2)
-            predicted = free + guidance * (given - free)
-        return predicted, spread if spread.shape[1] else None
-
-    def _scheduler(self, sampling: DiffusionSampling) -> SchedulerMixin:
-        kind, options = STEPPERS[sampling.scheduler]
-        return kind(**{name: self.scheduler.config[name] for name in SCHEDULE_FIELDS}, **options)
+        return self.decode(denoise(self.transformer, self.scheduler, labels, indices, rows, seed, sampling))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images in [-1, 1] of scaled latents."""
+        """Decode scaled latents to images in [-1, 1]."""
         return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Images uint8 [B, C, H, W] as the autoencoder keeps them: the best that any latent can give."""
-        parts = [
-            tanh_to_uint8(self.vae(to_tanh(part).to(self.device, self.vae.dtype)).sample)
-            for part in images.split(self.tile)
-        ]
-        return torch.cat(parts)
+        """Encode and decode images uint8 [B, C, H, W]: the best that any latent can give."""
+        batches = images.split(self.tile)
+        return torch.cat([tanh_to_uint8(self.vae(to_tanh(x).to(self.device, self.vae.dtype)).sample) for x in batches])
 
-    # How it is kept.
+    # Classes.
 
-    def write(self, folder: Path, max_shard_size: str) -> None:
-        """Write a pipeline that `DiTPipeline.from_pretrained` loads, and our config beside it."""
-        self.save_config(folder)  # first, so that a kill leaves no pipeline without a record
-        names = self.config.known_classes or dict(zip(self.config.class_rows, self.class_names, strict=True))
-        pipeline = DiTPipeline(self.transformer, self.vae, self._scheduler(self.sampling))
-        # diffusers itself forgets the labels: only what is registered is written.
-        pipeline.register_to_config(id2label={str(row): name for row, name in names.items()})
-        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
-        for path in (folder, folder / "transformer", folder / "vae"):
-            remove_local_path(path)
-
-    @classmethod
-    def saved_as(cls) -> tuple[str, ...]:
-        """Also a stock pipeline."""
-        return cls.__name__, STOCK_PIPELINE
-
-    @classmethod
-    def read(cls: type[Model], folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
-        """See `PretrainedGenerator.read`; `config` may be that of a stock pipeline, which then keeps all its classes."""
-        index, parts = read_pipeline(folder, dtype)
-        if config["_class_name"] == cls.__name__:
-            return cls(**parts, **{name: value for name, value in config.items() if name in cls._record()})
-        return cls(**parts, **stock_record(index, parts["vae"]))
-
-    @classmethod
-    def _record(cls) -> set[str]:
-        return cls._get_init_keys(cls) - {"self", *cls.ignore_for_config}
+    @property
+    def names_of_rows(self) -> dict[int, str]:
+        """The transformer's name of each of its classes, by row."""
+        known = self.config.known_classes or dict(zip(self.config.class_rows, self.class_names, strict=True))
+        return {int(row): name for row, name in known.items()}
 
     def select(self, classes: Sequence[str], class_names: Sequence[str] | None = None) -> "DiffusionGenerator":
-        """The same model for some of its classes only, in this order, which becomes that of the labels.
+        """Return the same model for some of its classes only.
 
         Args:
-            classes: as the model names them, or ImageNet classes by their WordNet ids; see `hf_gdd.data.imagenet.SUBSETS`.
-            class_names: what to call them from now on; `classes` if None.
+            classes: names that the model knows, or WordNet ids of ImageNet classes as in
+                `hf_gdd.data.imagenet.SUBSETS`; their order becomes that of the labels.
+            class_names: new names of these classes; `classes` if None.
 
         Raises:
             ValueError: the model does not know a class, or another number of names is given.
@@ -225,69 +155,64 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         """
         if class_names is not None and len(classes) != len(class_names):
             raise ValueError(f"{len(classes)} classes are chosen for the {len(class_names)} of the data set.")
-        known = self.config.known_classes or dict(zip(self.config.class_rows, self.class_names, strict=True))
-        known = {int(row): name for row, name in known.items()}
         record = {name: self.config[name] for name in ("mean", "std", "training", "sampling")}
-        record |= {"class_names": tuple(class_names or classes), "class_rows": class_rows_of(classes, known)}
-        known = {str(row): name for row, name in known.items()}
+        record["class_names"] = tuple(class_names or classes)
+        record["class_rows"] = class_rows_of(classes, self.names_of_rows)
+        record["known_classes"] = {str(row): name for row, name in self.names_of_rows.items()}
         parts = {name: getattr(self, name) for name in self.ignore_for_config}
-        selected = DiffusionGenerator(**parts, known_classes=known, **record)
+        selected = DiffusionGenerator(**parts, **record)
         selected.origin = self.origin
         return selected
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "DiffusionGenerator":
-        """Itself, after a move, as of any torch module."""
-        return self.place(device, dtype)
+    # Storage.
 
-    def place(self: Model, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
-        """See `PretrainedGenerator.place`."""
+    def write(self, folder: Path, max_shard_size: str) -> None:
+        """Write config.json and a pipeline that `DiTPipeline.from_pretrained` loads."""
+        self.save_config(folder)
+        pipeline = DiTPipeline(self.transformer, self.vae, build_scheduler(self.scheduler, self.sampling.scheduler))
+        # diffusers does not write the labels it was given: only registered fields are written.
+        pipeline.register_to_config(id2label={str(row): name for row, name in self.names_of_rows.items()})
+        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
+        for path in (folder, folder / "transformer", folder / "vae"):
+            remove_local_path(path)
+
+    @classmethod
+    def saved_as(cls) -> tuple[str, ...]:
+        """Return the class names that a config may have: its own and a stock pipeline's."""
+        return cls.__name__, STOCK_PIPELINE
+
+    @classmethod
+    def read(cls: type[Model], folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
+        """Build the generator, of all its classes if the folder is a stock pipeline.
+
+        See `PretrainedGenerator.read`.
+        """
+        index, parts = read_pipeline(folder, dtype)
+        if config["_class_name"] == cls.__name__:
+            fields = cls._get_init_keys(cls) - {"self", *cls.ignore_for_config}
+            return cls(**parts, **{name: value for name, value in config.items() if name in fields})
+        return cls(**parts, **stock_record(index, parts["vae"]))
+
+    def to(self: Model, *args: Any, **kwargs: Any) -> Model:
+        """Move to a device or dtype as `torch.nn.Module.to` does; returns self."""
         for part in (self.transformer, self.vae):
-            nn.Module.to(part, device=device, dtype=dtype)
+            nn.Module.to(part, *args, **kwargs)
         return self
 
 
-def ancestral_step(
-    alphas: Tensor, predicted: Tensor, spread: Tensor | None, step: int, before: int, latents: Tensor, drawn: Tensor
-) -> Tensor:
-    """What `DDPMScheduler.step` computes, with the noise given rather than drawn, which diffusers does not allow.
-
-    Ho et al., 2020, Eq. 7; with `spread`, the learned variance of Nichol & Dhariwal, 2021, Eq. 15.
-
-    Args:
-        alphas: cumulative products of the schedule.
-        predicted: noise, [B, c, h, w].
-        spread: where in its range the log variance is, -1 to 1, or None for the least.
-        step: of `latents`.
-        before: of what is returned; -1 for the end, which is reached without noise.
-        latents: [B, c, h, w].
-        drawn: normal noise, [B, c, h, w].
-
-    """
-    a, b = float(alphas[step]), float(alphas[before]) if before >= 0 else 1.0
-    beta = 1 - a / b
-    start = (latents - (1 - a) ** 0.5 * predicted) / a**0.5
-    mean = (b**0.5 * beta * start + (a / b) ** 0.5 * (1 - b) * latents) / (1 - a)
-    if before < 0:
-        return mean
-    log_variance = torch.full_like(latents, math.log(beta * (1 - b) / (1 - a)))
-    if spread is not None:
-        log_variance = torch.lerp(log_variance, torch.full_like(latents, math.log(beta)), (spread + 1) / 2)
-    return mean + (log_variance / 2).exp() * drawn
-
-
 def _check_parts(transformer: DiTTransformer2DModel, vae: AutoencoderKL) -> None:
-    inside, outside = transformer.config, vae.config
-    if inside.in_channels != outside.latent_channels:
+    channels, rows = transformer.config.in_channels, transformer.config.num_embeds_ada_norm
+    if channels != vae.config.latent_channels:
         raise ValueError(
-            f"The transformer denoises {inside.in_channels} channels, but the latents of the autoencoder have "
-            f"{outside.latent_channels}."
+            f"The transformer denoises {channels} channels, but the latents of the autoencoder have "
+            f"{vae.config.latent_channels}."
         )
-    if transformer.out_channels not in (inside.in_channels, 2 * inside.in_channels):
+    if transformer.out_channels not in (channels, 2 * channels):
         raise ValueError(f"A transformer with {transformer.out_channels} output channels predicts no noise.")
-    if inside.num_embeds_ada_norm != NULL_CLASS:
+    if rows != NULL_CLASS:
         raise ValueError(
-            f"The transformer has {inside.num_embeds_ada_norm} classes; a DiTPipeline takes class {NULL_CLASS} for no "
-            f"label, so it must have {NULL_CLASS}, used or not."
+            f"The transformer has {rows} classes; a DiTPipeline takes class {NULL_CLASS} for no label, so it must have "
+            f"{NULL_CLASS}, used or not."
         )
     if transformer.dtype != vae.dtype:
         raise ValueError(f"The transformer is {transformer.dtype} and the autoencoder {vae.dtype}: cast one of them.")

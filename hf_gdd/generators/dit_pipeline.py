@@ -1,4 +1,4 @@
-"""The folder of a stock `DiTPipeline`, read part by part: each of an allowed class, from safetensors, whole."""
+"""Read and check the parts of a stock `DiTPipeline` folder."""
 
 import json
 from collections.abc import Mapping
@@ -9,20 +9,21 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from hf_gdd.hub.loading import CONFIG_NAME, PIPELINE_NAME, SCHEDULER_FILE, LoadError, check_files, check_loaded
+from hf_gdd.hub.files import CONFIG_NAME, PIPELINE_NAME, SCHEDULER_FILE, LoadError, check_files, check_loaded
 
+NULL_CLASS = 1000  # the class that a stock DiTPipeline takes for "no label", whatever the number of classes
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 MAX_LATENT, MAX_WIDTH, MAX_DEPTH, MAX_STEPS = 256, 8192, 128, 10_000
 SCHEDULE_FIELDS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-# How a stock pipeline's scheduler is called in `DiffusionSampling`; any other is taken for its noise schedule alone.
+# Names in `DiffusionSampling` of a stock pipeline's scheduler. Of any other only the noise schedule is used.
 NAMES = {"DDPMScheduler": "ddpm", "DPMSolverMultistepScheduler": "dpm++"}
 
 
 def noise_schedule(config: Mapping[str, Any]) -> DDIMScheduler:
-    """How much noise each step has, and nothing else of a scheduler's config.
+    """Return a scheduler with the noise schedule of a config, and nothing else of it.
 
     Raises:
-        ValueError: the model predicts something else than the noise, or the schedule is none.
+        ValueError: the model does not predict the noise, or the schedule is invalid.
 
     """
     if config.get("prediction_type", "epsilon") != "epsilon":
@@ -37,7 +38,7 @@ def noise_schedule(config: Mapping[str, Any]) -> DDIMScheduler:
 
 
 def read_pipeline(folder: Path, dtype: torch.dtype | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The index of a pipeline, and its parts: transformer, vae, scheduler.
+    """Read the index of a pipeline and its parts: transformer, vae, scheduler.
 
     Raises:
         LoadError: a part is absent, damaged, of another class, or of an absurd size.
@@ -58,10 +59,10 @@ def read_pipeline(folder: Path, dtype: torch.dtype | None) -> tuple[dict[str, An
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """The parts of a pipeline, each of a class that may be loaded.
+    """Read the index of a pipeline and check the classes of its parts.
 
     Raises:
-        LoadError: another pipeline than a DiTPipeline, or a part of another class.
+        LoadError: it is not a DiTPipeline, or a part is of another class.
 
     """
     path = folder / PIPELINE_NAME
@@ -75,8 +76,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     for part, (library, name) in names.items():
         if library != "diffusers" or name not in allowed[part]:
             raise LoadError(
-                f"{path} asks for {library}.{name} as {part}; a diffusion generator has one of "
-                f"{', '.join(sorted(allowed[part]))}, of diffusers. Is it another kind of pipeline?"
+                f"{path} asks for {library}.{name} as {part}; a diffusion generator needs one of "
+                f"{', '.join(sorted(allowed[part]))} from diffusers. Is it another kind of pipeline?"
             )
     return index
 
@@ -92,10 +93,10 @@ def _read_part(part_class: type, folder: Path, dtype: torch.dtype | None) -> Any
 
 
 def _check_sizes(path: Path, name: str) -> None:
-    """Refuse a config that names another class, or asks for sizes that no image model has, before anything is built."""
+    """Refuse a config of another class or of absurd sizes before a model is built."""
     try:
         config = json.loads(path.read_text())
-        found = config.get("_class_name")
+        class_name = config.get("_class_name")
         sizes = {
             MAX_LATENT: [config.get("sample_size", 32), config.get("patch_size", 2), config.get("latent_channels", 4)],
             MAX_DEPTH: [config.get("num_layers", 1), config.get("layers_per_block", 1), config.get("in_channels", 1)],
@@ -108,11 +109,11 @@ def _check_sizes(path: Path, name: str) -> None:
         if name == "AutoencoderKL":
             sizes[MAX_LATENT] = sizes[MAX_LATENT][2:]
             sizes[MAX_DEPTH].append(len(config["block_out_channels"]) * 8)
-        absurd = [size for limit, found_sizes in sizes.items() for size in found_sizes if not 1 <= size <= limit]
+        absurd = [size for limit, asked in sizes.items() for size in asked if not 1 <= size <= limit]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(f"{path} is not the config of a {name} ({error!r}). Fetch or save it again.") from error
-    if found != name:
-        raise LoadError(f"{path} describes a {found!r}, not a {name}. Fetch or save it again.")
+    if class_name != name:
+        raise LoadError(f"{path} describes a {class_name!r}, not a {name}. Fetch or save it again.")
     if "quantization_config" in config:
         raise LoadError(f"{path} asks for a quantizer, which no generator of this library has. Is it another's?")
     if absurd:
@@ -120,7 +121,7 @@ def _check_sizes(path: Path, name: str) -> None:
 
 
 def stock_record(index: Mapping[str, Any], vae: AutoencoderKL) -> dict[str, Any]:
-    """What a stock pipeline says of its classes; the statistics are those of ImageNet, on which DiTs are trained."""
+    """Return the record of a stock pipeline, with the statistics of ImageNet."""
     known = {str(row): name for row, name in (index.get("id2label") or {}).items()}
     known = known or {str(row): f"class {row}" for row in range(NULL_CLASS)}
     rows = sorted(map(int, known))
@@ -135,8 +136,5 @@ def stock_record(index: Mapping[str, Any], vae: AutoencoderKL) -> dict[str, Any]
 
 
 def _unique(names: list[str], rows: list[int]) -> tuple[str, ...]:
-    """Names in order; two classes of one name, of which ImageNet has some, get their numbers."""
+    """Number the classes that share a name, as some of ImageNet do."""
     return tuple(name if names.count(name) == 1 else f"{name} ({row})" for name, row in zip(names, rows, strict=True))
-
-
-NULL_CLASS = 1000  # the row that a stock DiTPipeline takes for "no label", whatever the number of classes

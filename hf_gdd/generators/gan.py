@@ -1,4 +1,4 @@
-"""The conditional GAN of DiM (Gu et al., 2023), for 8 to 64 px and any number of classes."""
+"""The conditional GAN of DiM (Gu et al., 2023), for images of 8 to 64 px."""
 
 import math
 from copy import deepcopy
@@ -14,15 +14,16 @@ from hf_gdd.generators.checks import check_record
 from hf_gdd.generators.noise import noise
 from hf_gdd.generators.pretrained import GeneratorModel
 from hf_gdd.generators.sampling import Sampling
-from hf_gdd.hub.loading import FORMAT_VERSION
+from hf_gdd.hub.files import FORMAT_VERSION
 
 MIN_SIZE, MAX_SIZE, SMALLEST_MAP = 8, 64, 4
 
 
 def map_sizes(size: int) -> list[int]:
-    """Side lengths from the smallest feature map to the image: halved, rounding up, until at most 4.
+    """Return the side lengths from the smallest feature map to the image.
 
-    32 gives 4, 8, 16, 32 and 28 gives 4, 7, 14, 28, the published networks.
+    The image's side is halved, rounding up, until it is at most 4: 32 gives 4, 8, 16, 32 and 28 gives 4, 7, 14, 28, as
+    in the published networks.
     """
     sizes = [size]
     while sizes[0] > SMALLEST_MAP:
@@ -43,27 +44,25 @@ def _check_architecture(image_shape: tuple[int, int, int], width: int, noise_dim
 
 
 class ConditionalGANGenerator(GeneratorModel):
-    """Noise and a label to an image: a linear layer, then transposed convolutions with BatchNorm between.
+    """The conditional generator of DiM (Gu et al., 2023).
 
-    The input is the one-hot label beside `noise_dim` normal entries. For ten classes that is the vector of length 100
-    of the public DiM code, where the label overwrites the first ten entries; other than there, 90 random entries
-    remain for any number of classes.
+    A linear layer is followed by transposed convolutions with BatchNorm. The input is the one-hot label beside
+    `noise_dim` normal entries. For ten classes that is the vector of length 100 of the public DiM code, where the label
+    overwrites the first ten entries. Here 90 random entries remain for any number of classes.
+
+    The arguments that are not described here are the record of every kind, see `PretrainedGenerator`.
 
     Args:
-        class_names: in the order of the labels.
         image_shape: (C, H, W), square, 8 to 64 px, 1 or 3 channels.
         width: channels of every hidden layer; 196 in the papers.
         noise_dim: random entries of the input.
-        mean: of the real training images in unit range, per channel.
-        std: of the real training images in unit range, per channel.
-        training: how it was trained, as primitives.
-        sampling: fields of the `Sampling` used unless another is given.
-        fingerprint: of the weights that were saved with this config.
-        weights_dtype: of those weights.
-        format_version: of the saved folder.
 
     Raises:
         ValueError: a size outside these limits.
+
+    Example:
+        generator = ConditionalGANGenerator(("cat", "dog"), image_shape=(3, 32, 32))
+        images = generator.sample(torch.tensor([0, 1]), torch.tensor([0, 0]))  # uint8 [2, 3, 32, 32]
 
     """
 
@@ -96,23 +95,23 @@ class ConditionalGANGenerator(GeneratorModel):
         )
         blocks: list[nn.Module] = []
         for i, size in enumerate(sizes):
-            blocks += _normed(_upsample(width, size), width)
+            blocks += _with_batch_norm(_upsample(width, size), width)
             for _ in range(3 if i == 0 else 1):
-                blocks += _normed(nn.Conv2d(width, width, 3, padding=1), width)
+                blocks += _with_batch_norm(nn.Conv2d(width, width, 3, padding=1), width)
         self.blocks = nn.Sequential(*blocks[:-3], nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
 
     def forward(self, code: Tensor) -> Tensor:
-        """Images in [-1, 1], [B, C, H, W], of codes [B, K + noise_dim]."""
+        """Make images in [-1, 1], [B, C, H, W], from codes [B, K + noise_dim]."""
         return self.blocks(self.start(code))
 
     def code(self, labels: Tensor, normal: Tensor) -> Tensor:
-        """The network's input [B, K + noise_dim] from labels [B] and normal noise [B, noise_dim]."""
+        """Return the input [B, K + noise_dim] of labels [B] and noise [B, noise_dim]."""
         return torch.cat([F.one_hot(labels, self.num_classes).to(normal), normal], dim=1)
 
     def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: Any) -> Tensor:
-        """Images in [-1, 1] from the counter-based noise of each (label, index).
+        """Make images in [-1, 1] from the counter-based noise of each (label, index).
 
-        Weights in half precision are only stored so where images are made on a CPU: few have arithmetic for it.
+        On a CPU weights in half precision are cast to float32 first: few CPUs compute in half precision.
         """
         if self.device.type == "cpu" and self.dtype in (torch.float16, torch.bfloat16):
             return deepcopy(self).float().make(labels, indices, seed, sampling)
@@ -121,7 +120,7 @@ class ConditionalGANGenerator(GeneratorModel):
 
 
 class Discriminator(nn.Module):
-    """The generator's mirror: an image [B, C, H, W] in [-1, 1] to a score [B] and class logits [B, K].
+    """The generator's mirror image, with a score and class logits for every image.
 
     LayerNorm acts on each image alone, which makes the gradient penalty well defined (Gulrajani et al., 2017).
     """
@@ -146,13 +145,13 @@ class Discriminator(nn.Module):
         self.classes = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [B], high for real, and class logits [B, K]."""
+        """Return scores [B], high for real, and class logits [B, K] of images in [-1, 1]."""
         features = self.features(images)
         return self.score(features).squeeze(1), self.classes(features)
 
 
 class _LayerNorm(nn.LayerNorm):
-    """Over all of an image, in the layout it comes in: torch's would first bring it into the other."""
+    """LayerNorm over a whole image; unlike torch's it keeps a channels-last layout."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_contiguous():
@@ -163,9 +162,9 @@ class _LayerNorm(nn.LayerNorm):
 
 
 def _upsample(width: int, size: int) -> nn.Module:
-    """Double a map to an even `size`, or to one less for an odd one."""
+    """Return a layer that doubles a feature map to `size`, less one if that is odd."""
     return nn.ConvTranspose2d(width, width, 3 if size % 2 else 4, stride=2, padding=1)
 
 
-def _normed(layer: nn.Module, width: int) -> list[nn.Module]:
+def _with_batch_norm(layer: nn.Module, width: int) -> list[nn.Module]:
     return [layer, nn.BatchNorm2d(width), nn.ReLU()]

@@ -1,7 +1,9 @@
-"""Stored images and the soft labels that a teacher gave them, with the interface of every generator."""
+"""Bank of stored images, with a teacher's soft labels, as a generator."""
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from hf_gdd.data.normalization import InputTransform
 from hf_gdd.generators.checks import check_record, check_request
 from hf_gdd.generators.pretrained import GeneratorModel
 from hf_gdd.generators.sampling import StoredSampling
-from hf_gdd.hub.loading import FORMAT_VERSION
+from hf_gdd.hub.files import CONFIG_NAME, FORMAT_VERSION, LoadError, check_files
 
 MAX_BYTES = 100_000_000_000
 
@@ -22,25 +24,23 @@ MAX_BYTES = 100_000_000_000
 class ImageBank(GeneratorModel):
     """Optimized images, equally many of every class, and a teacher's logits for each.
 
-    The teacher comes along, so that other images can get its labels: what the images add shows only beside random real
-    images with labels of the same teacher.
+    The teacher is stored too, so that it can label other images: to see what the images add, compare with random real
+    images that have labels of the same teacher.
+
+    The arguments that are not described here are the record of every kind, see `PretrainedGenerator`. `sampling` stays
+    empty, since nothing changes stored images.
 
     Args:
-        class_names: in the order of the labels.
-        image_shape: (C, H, W).
         ipc: images of every class.
         teacher: architecture of the network that gave the soft labels; None for hard labels alone.
         zca: True if the teacher sees whitened images, see `hf_gdd.data.normalization.ZCAWhitening`.
-        mean: per-channel mean of the real training images, in [0, 1].
-        std: per-channel standard deviation of the real training images.
-        training: record of the training, as primitives.
-        sampling: empty, for nothing changes stored images.
-        fingerprint: fingerprint of the tensors that were saved with this config.
-        weights_dtype: dtype of the soft labels and the teacher.
-        format_version: format of the saved folder.
 
     Raises:
         ValueError: a size out of range, or an unknown architecture.
+
+    Example:
+        images = torch.randint(256, (2, 10, 3, 32, 32), dtype=torch.uint8)  # 10 images of each of two classes
+        bank = ImageBank.from_images(images, class_names=("cat", "dog"))
 
     """
 
@@ -66,11 +66,30 @@ class ImageBank(GeneratorModel):
         check_record(class_names, image_shape, mean, std, training)
         num_classes, (channels, height, width) = len(class_names), image_shape
         if ipc < 1 or ipc * num_classes * channels * height * width > MAX_BYTES:
-            raise ValueError(f"A bank of {ipc} images {tuple(image_shape)} of {num_classes} classes cannot be held.")
+            raise ValueError(
+                f"A bank of {ipc} images {tuple(image_shape)} of {num_classes} classes is empty or too large."
+            )
         self.register_buffer("images", torch.zeros(num_classes, ipc, *image_shape, dtype=torch.uint8))
         if teacher is not None:
             self.register_buffer("labels", torch.zeros(num_classes, ipc, num_classes, dtype=torch.float16))
             self.labeller = build_network(teacher, num_classes, tuple(image_shape)).half().requires_grad_(False)
+
+    @classmethod
+    def read(cls, folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> "ImageBank":
+        """Build the bank, unless its config claims more than its files hold.
+
+        See `PretrainedGenerator.read`.
+        """
+        check_files(folder)
+        num_classes, images = len(config["class_names"]), len(config["class_names"]) * config["ipc"]
+        claimed = images * math.prod(config["image_shape"]) + 2 * images * num_classes * bool(config.get("teacher"))
+        stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        if claimed > stored:  # the constructor would take that much memory
+            raise LoadError(
+                f"{folder / CONFIG_NAME} claims {claimed:,} bytes of images and labels, but the weights are {stored:,} "
+                "bytes: fetch or save it again."
+            )
+        return super().read(folder, config, dtype)
 
     @property
     def max_ipc(self) -> int:
@@ -93,7 +112,7 @@ class ImageBank(GeneratorModel):
         return self.images.device
 
     def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
-        """Return the stored images of these classes and indices, whatever the seed; see `Generator.sample`."""
+        """Return the stored images, whatever the seed; see `Generator.sample`."""
         check_request(self, labels, indices)
         if not isinstance(sampling, (StoredSampling, type(None))):
             raise ValueError(f"The images of this generator are stored: no {sampling!r} changes them.")
@@ -107,7 +126,7 @@ class ImageBank(GeneratorModel):
         return self.labels[labels.to(self.device), indices.to(self.device)].half()
 
     @classmethod
-    def of(
+    def from_images(
         cls,
         images: Tensor,
         *,
@@ -119,12 +138,12 @@ class ImageBank(GeneratorModel):
 
         Args:
             images: uint8 [K, ipc, C, H, W].
-            teacher: its architecture and `state_dict`, stored in half precision.
+            teacher: architecture and `state_dict` of the teacher, stored in half precision.
             transform: input transform of the teacher.
-            record: the other arguments of the class.
+            record: other arguments of the class.
 
         Raises:
-            ValueError: a teacher without a transform, or the reverse, or one whose logits are not finite.
+            ValueError: a teacher without a transform, or the reverse, or a teacher whose logits are not finite.
 
         """
         if (teacher is None) != (transform is None):

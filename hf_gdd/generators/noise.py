@@ -1,4 +1,4 @@
-"""Noise of images: a pure function of (seed, label, index, stream)."""
+"""Counter-based noise: a pure function of (seed, label, index, stream)."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,16 @@ from hf_gdd.utils.random import GOLDEN, mix64, shift_right
 
 
 def noise(seed: int, labels: Tensor, indices: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """Standard normal noise, one independent block for every (label, index).
+    """Return standard normal noise, one independent block for every (label, index).
+
+    Integer hashing (splitmix64) makes it exact on every device up to the rounding of the last step, to normal deviates.
 
     Args:
         seed: any integer in [0, 2**63).
         labels: int64 [B], the class of each image.
         indices: int64 [B], the number of each image within its class.
-        shape: the shape of one image's block of noise.
-        stream: separates several blocks of one image, such as the steps of a diffusion sampler.
+        shape: shape of one image's block of noise.
+        stream: number of the block, for images that need several, such as one for each denoising step.
 
     Returns:
         float32 [B, *shape] on the device of `labels`.

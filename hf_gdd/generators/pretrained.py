@@ -1,6 +1,5 @@
-"""Generators that are saved, loaded and pushed as a folder of config, safetensors, card and report."""
+"""Save, load and push a generator as a folder with config, weights and card."""
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from hf_gdd.generators.base import Generator
 from hf_gdd.generators.sampling import Sampling
 from hf_gdd.hub.cards import generator_card
-from hf_gdd.hub.loading import (
+from hf_gdd.hub.files import (
     CONFIG_NAME,
     REPORT_NAME,
     LoadError,
@@ -21,10 +20,9 @@ from hf_gdd.hub.loading import (
     check_loaded,
     is_own_file,
     remove_local_path,
-    resolve,
 )
+from hf_gdd.hub.loading import read_report, resolve
 from hf_gdd.hub.upload import push
-from hf_gdd.report import Report
 from hf_gdd.utils.device import default_dtype_restored, floating_dtype
 from hf_gdd.utils.io import atomic_folder
 
@@ -37,27 +35,27 @@ Model = TypeVar("Model", bound="PretrainedGenerator")
 
 
 class PretrainedGenerator(Generator):
-    """Save, load and push a generator; a subclass implements `make`, `weights`, `write`, `read` and `place`.
+    """A generator that can be saved, loaded and pushed.
+
+    A subclass implements `make`, `weights`, `write`, `read` and `to`. Its constructor takes, beside arguments of its
+    own, the record that config.json holds:
+
+    Args:
+        class_names: in the order of the labels.
+        image_shape: (C, H, W).
+        mean: per-channel mean of the real training images, in [0, 1].
+        std: per-channel standard deviation of the real training images, for pixels in [0, 1].
+        training: source, license, method, seed and settings of the training, as primitives.
+        sampling: fields of the default sampling settings.
+        fingerprint: of the weights that were saved with this config.
+        weights_dtype: floating-point dtype of those weights.
+        format_version: of the saved folder.
 
     Example:
         generator.push_to_hub("me/cifar10-gdd")
         generator = ConditionalGANGenerator.from_pretrained("me/cifar10-gdd", revision="main")
 
     """
-
-    @property
-    def fingerprint(self) -> str:
-        """The sha256 of kind, weights and buffers: equal fingerprints make equal images."""
-        digest = hashlib.sha256(repr(self.kind).encode())
-        for name, tensor in sorted(self.weights.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Primitives that decide pixels beside weights and sampling: class, number of classes, image shape."""
-        return type(self).__name__, self.num_classes, self.image_shape
 
     def write(self, folder: Path, max_shard_size: str) -> None:
         """Write config and weights."""
@@ -66,15 +64,18 @@ class PretrainedGenerator(Generator):
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, max_shard_size: str = "10GB"
     ) -> None:
-        """Write all that a push would: config.json, safetensors, grid.png, README.md and, if evaluated, report.json.
+        """Write config, safetensors, grid.png, card and, if evaluated, report.json.
 
         The folder is replaced as a whole: a process killed at any moment leaves the old generator or the new one. Other
         files in it stay. A report of other weights than these is left out, with a warning.
 
         Args:
             save_directory: made if absent.
-            repo_id: what the card tells people to load; the folder's name if None.
+            repo_id: the repo that the card names; the folder's name if None.
             max_shard_size: weights above it are split into several files.
+
+        Raises:
+            OSError: nothing could be written, for example because the disk is full; the old folder stays.
 
         """
         target, report, fingerprint = Path(save_directory), self.report, self.fingerprint
@@ -83,7 +84,7 @@ class PretrainedGenerator(Generator):
             sampling=self.sampling.identity(), fingerprint=fingerprint, weights_dtype=next(iter(dtypes), None)
         )
         if report is not None and not any(result.generator == fingerprint for result in report.results):
-            logger.warning("The report is of other weights than these, so it is not saved with them.")
+            logger.warning("The report is of other weights than these and is not saved with them.")
             report = None
         with atomic_folder(target, replaced=is_own_file) as folder:
             self.write(folder, max_shard_size)
@@ -107,16 +108,16 @@ class PretrainedGenerator(Generator):
         """Save to a temporary folder and push that as one commit.
 
         Args:
-            repo_id: of a model repo; made if absent.
-            private: of a repo made here; the account's default if None.
-            revision: the branch; made if absent, `main` if None.
-            create_pr: open a pull request rather than commit to `main`.
-            token: with write access; the logged-in one if None.
-            commit_message: of the commit.
+            repo_id: id of the model repo; made if absent.
+            private: visibility of a repo made here; the account's default if None.
+            revision: branch; made if absent, `main` if None.
+            create_pr: open a pull request instead of committing to `main`.
+            token: access token that may write; the logged-in one if None.
+            commit_message: title of the commit.
             max_shard_size: weights above it are split into several files.
 
         Returns:
-            The commit; its `oid` pins these weights for ever.
+            The commit. Its `oid` as a revision always loads these weights.
 
         Raises:
             PushError: the repo holds all of the old or all of the new; the message says what to do.
@@ -150,26 +151,26 @@ class PretrainedGenerator(Generator):
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> Model:
-        """Load a generator, or refuse with the reason; never leaves a tensor unset.
+        """Load a generator and check it whole; runs no code from the repo.
 
         Args:
             repo_or_path: a local folder or a Hub repo id.
             revision: branch, tag or commit of the repo.
-            subfolder: where in it the generator lies.
-            token: for private repos.
-            cache_dir: where repos are kept; that of `huggingface_hub` if None.
+            subfolder: folder of the generator within the repo.
+            token: access token for private repos.
+            cache_dir: cache for repos; that of `huggingface_hub` if None.
             local_files_only: take a repo from the cache or not at all.
-            dtype: of the weights, such as "bfloat16", which changes pixels; that they were saved in if None.
-            device: where to put it; the CPU if None.
+            dtype: of the weights, such as "bfloat16", which changes pixels; as they were saved if None.
+            device: device of the weights; the CPU if None.
 
         Raises:
             LoadError: the generator is absent, damaged, of another class or of a newer format.
-            ValueError: `dtype` is none of floating point.
+            ValueError: `dtype` is not a floating-point dtype.
 
         """
-        place = {"revision": revision, "subfolder": subfolder, "token": token}
-        place |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        return cls.load(*resolve(repo_or_path, cls.saved_as(), **place), dtype, device)
+        source = {"revision": revision, "subfolder": subfolder, "token": token}
+        source |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        return cls.load(*resolve(repo_or_path, cls.saved_as(), **source), dtype, device)
 
     @classmethod
     def load(
@@ -193,15 +194,15 @@ class PretrainedGenerator(Generator):
             ) from error
         if "fingerprint" in config and config["fingerprint"] != model.fingerprint:
             raise LoadError(
-                f"The weights in {folder} are not those that {CONFIG_NAME} names by their fingerprint: they were "
-                "changed or damaged after they were saved. Fetch or save them again."
+                f"The weights in {folder} do not have the fingerprint that {CONFIG_NAME} names: they were changed or "
+                "damaged after they were saved. Fetch or save them again."
             )
-        model.report, model.origin = _read_report(folder), origin
-        return model.place(device, wanted)
+        model.report, model.origin = read_report(folder), origin
+        return model.to(device=device, dtype=wanted)
 
     @classmethod
     def read(cls: type[Model], folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
-        """Build the generator of this config from a folder whose files were checked, in the dtype it was saved in.
+        """Build the generator of a config from checked weights, in the dtype given.
 
         Raises:
             LoadError: the weights are not exactly those that the config describes.
@@ -210,13 +211,13 @@ class PretrainedGenerator(Generator):
         """
         raise NotImplementedError
 
-    def place(self: Model, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
-        """Move to a device and dtype; returns self. None leaves either as it is."""
+    def to(self: Model, *args: Any, **kwargs: Any) -> Model:
+        """Move to a device or dtype as `torch.nn.Module.to` does; returns self."""
         raise NotImplementedError
 
 
 class GeneratorModel(PretrainedGenerator, ModelMixin, ConfigMixin):
-    """A generator that is one torch module; a subclass implements `make` and `__init__`."""
+    """A generator that is one torch module; subclasses add a constructor and `make`."""
 
     config_name = CONFIG_NAME
     sampling: Any = Sampling()
@@ -227,7 +228,7 @@ class GeneratorModel(PretrainedGenerator, ModelMixin, ConfigMixin):
         return self.state_dict()
 
     def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
-        """Make images in eval mode, whatever mode the module is in; see `Generator.sample`."""
+        """Make images in eval mode and restore the mode; see `Generator.sample`."""
         training = self.training
         self.eval()
         try:
@@ -249,19 +250,6 @@ class GeneratorModel(PretrainedGenerator, ModelMixin, ConfigMixin):
         check_loaded(model, info, folder)
         return model
 
-    def place(self: Model, device: str | torch.device | None, dtype: torch.dtype | None) -> Model:
-        """Move to a device and dtype; see `PretrainedGenerator.place`."""
-        # diffusers' own `to` warns of every cast, though no part of a generator needs another precision.
-        return torch.nn.Module.to(self, device=device, dtype=dtype)
-
-
-def _read_report(folder: Path) -> Report | None:
-    """Read the report of a folder; None, with a warning, if it cannot be read: good weights stay loadable."""
-    path = folder / REPORT_NAME
-    if not path.is_file():
-        return None
-    try:
-        return Report.load(path)
-    except (ValueError, OSError) as error:
-        logger.warning("The report beside the weights is left out: %s", error)
-        return None
+    def to(self: Model, *args: Any, **kwargs: Any) -> Model:
+        """Move to a device or dtype, without the warnings of diffusers; returns self."""
+        return torch.nn.Module.to(self, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Sampling settings: what changes a generator's pixels beside its weights."""
+"""Sampling settings: options that change a generator's pixels beside its weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +32,7 @@ class Sampling:
 
     @property
     def cache_key(self) -> str:
-        """Text that names these settings in the cache of materialized sets; must never change."""
+        """Text that names these settings in caches of data sets; must never change."""
         return f"Sampling(truncation={self.truncation!r})"
 
 
@@ -68,7 +68,7 @@ class DiffusionSampling:
 
     @property
     def cache_key(self) -> str:
-        """Text that names these settings in the cache of materialized sets; must never change."""
+        """Text that names these settings in caches of data sets; must never change."""
         guidance, steps, scheduler = self.guidance_scale, self.num_inference_steps, self.scheduler
         return f"DiffusionSampling(guidance={guidance!r}, steps={steps!r}, scheduler={scheduler!r})"
 
@@ -83,12 +83,12 @@ class StoredSampling:
 
     @property
     def cache_key(self) -> str:
-        """Text that names these settings in the cache of materialized sets; must never change."""
+        """Text that names these settings in caches of data sets; must never change."""
         return "StoredSampling()"
 
 
 def present_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the names of sampling fields that an earlier version saved."""
+    """Translate names of sampling fields that an earlier version saved."""
     return {FORMER_SAMPLING.get(name, name): value for name, value in fields.items()}
 
 
@@ -96,8 +96,8 @@ def changed_sampling(sampling: Any, **fields: Any) -> Any:
     """Return sampling settings with some fields replaced; None if none are given.
 
     Args:
-        sampling: of a generator.
-        fields: new values; those that are None are left out.
+        sampling: settings to start from.
+        fields: new values; None leaves a field as it is.
 
     Raises:
         ValueError: these settings have no such field, or a value is out of range.

@@ -1,18 +1,19 @@
-"""A folder to the Hub as one commit, or not at all."""
+"""Push a folder to the Hub as one commit."""
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_gdd.hub.loading import OWN_FILE
+from hf_gdd.hub.files import is_own_file
+from hf_gdd.hub.redaction import printable_cause, redact
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 
 class PushError(RuntimeError):
-    """A push failed, and the repo holds all of the old or all of the new; the message names cause and remedy."""
+    """A push failed; the repo holds all of the old files or all of the new ones."""
 
 
 def push(
@@ -25,16 +26,18 @@ def push(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> "CommitInfo":
-    """Make a folder and commit its files at once; weights or a report of a former push are replaced, the rest stays.
+    """Fill a temporary folder and commit its files at once.
+
+    Weights and a report of a former push are replaced; other files in the repo stay.
 
     Args:
         write: fills the folder it is given.
         repo: id of the model repo; made if absent.
-        private: of a repo made here; the account's default if None.
-        revision: the branch; made if absent, `main` if None.
-        create_pr: open a pull request rather than commit to `main`.
-        token: with write access; the logged-in one if None.
-        commit_message: of the commit.
+        private: visibility of a repo made here; the account's default if None.
+        revision: branch; made if absent, `main` if None.
+        create_pr: open a pull request instead of committing to `main`.
+        token: access token that may write; the logged-in one if None.
+        commit_message: title of the commit.
 
     Raises:
         ValueError: `create_pr` with `revision`.
@@ -44,7 +47,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
     if create_pr and revision is not None:
-        raise ValueError("A pull request goes to the main branch: leave revision out, or create_pr.")
+        raise ValueError("A pull request goes to the main branch: leave out revision or create_pr.")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
@@ -53,24 +56,26 @@ def push(
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             if revision is not None:
                 api.create_branch(repo, branch=revision, exist_ok=True)
-            there = api.model_info(repo, revision=revision)
-            stale = {s.rfilename for s in there.siblings if OWN_FILE.fullmatch(s.rfilename)} - files.keys()
+            info = api.model_info(repo, revision=revision)
+            stale = {file.rfilename for file in info.siblings if is_own_file(file.rfilename)} - files.keys()
+            # `upload_folder` may split a slow upload into several commits.
             return api.create_commit(
                 repo,
                 [
-                    *(CommitOperationAdd(name, file) for name, file in files.items()),
+                    *(CommitOperationAdd(name, path) for name, path in files.items()),
                     *(CommitOperationDelete(name) for name in sorted(stale)),
                 ],
                 commit_message=commit_message or "Push generator with hf_gdd",
                 revision=revision,
                 create_pr=create_pr,
-                parent_commit=there.sha,
+                parent_commit=info.sha,
             )
         except errors.HFValidationError as error:
-            raise PushError(f"{repo!r} is no repo id: pass one such as 'me/generator'.") from error
+            raise PushError(f"{repo!r} is not a repo id: pass one such as 'me/generator'.") from error
         except Exception as error:  # of the Hub, of the disk, or whatever the HTTP client of the day raises
-            raise PushError(
+            message = (
                 f"The push to {repo} failed: {error} The repo holds what it held before, or all of the new if only the "
                 "answer was lost. Log in with `hf auth login` or pass a token that may write there, check the name "
                 "and the network, and push again."
-            ) from error
+            )
+            raise PushError(redact(message, token)) from printable_cause(error, token)

@@ -1,1 +1,7 @@
-"""The distillation methods, one folder each."""
+"""The distillation methods, one folder each, and their registry."""
+
+from hf_gdd.utils.lazy import lazy_names
+
+_NAMES = ("Method", "all_methods", "find_method", "register_method")
+
+__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(_NAMES, "registry"))

@@ -16,7 +16,8 @@ from hf_gdd.generators.base import Generator
 from hf_gdd.training.config import Stage, TrainingConfig
 from hf_gdd.training.distributed import Processes
 from hf_gdd.training.metrics_log import MetricsLog
-from hf_gdd.training.run_folder import RunFolder, StartPoint
+from hf_gdd.training.run_folder import RunFolder
+from hf_gdd.training.start_point import StartPoint
 from hf_gdd.training.state import TrainerState
 from hf_gdd.utils.device import autocast, keep_freed_memory
 
@@ -161,6 +162,14 @@ class TrainerBase:
                 )
 
     # State.
+
+    def hold_out(self, fraction: float | None) -> None:
+        """Hold out this part of every class for validation, which makes it another run; None holds out nothing."""
+        self.data, self.held_out = self.whole, None
+        self.run.identity.pop("held_out", None)
+        if fraction is not None:
+            self.data, self.held_out = self.whole.split(fraction, seed=self.config.seed)
+            self.run.identity["held_out"] = fraction
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes while training."""

@@ -20,7 +20,12 @@ Config = TypeVar("Config", bound="TrainingConfig")
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training with its own length and learning rate."""
+    """A part of a training with its own length and learning rate.
+
+    Example:
+        stage = Stage("gan", steps=1000, batch_size=64, lr=1e-4)
+
+    """
 
     name: str
     """name in logs and messages"""
@@ -34,7 +39,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings that every method shares."""
+    """Settings that every method shares; the config of a method adds its own.
+
+    Example:
+        config = TrainingConfig(seed=3, mixed_precision="bf16")
+        config = config.changed(max_steps=100)
+
+    """
 
     preset: str = "paper"
     """label of the preset that the settings were taken from; changing it changes nothing else"""

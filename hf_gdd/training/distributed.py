@@ -1,4 +1,4 @@
-"""Several processes that train as one: each draws the same for the whole batch, then takes its part."""
+"""Train with several processes as one: each draws the same for the whole batch, then takes its part."""
 
 import signal
 import time
@@ -20,44 +20,45 @@ _ASK_EVERY = 5  # seconds
 
 
 class Processes:
-    """The processes of a run, or its only one, for which all of this costs nothing.
+    """The processes of a run; with a single one all of this costs nothing.
 
     Raises:
-        ValueError: a launcher started several, but each of them is alone.
+        ValueError: a launcher started several processes, but they did not form a group.
 
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        if (told := launched()[1]) != accelerator.num_processes:
+        world_size = launched()[1]
+        if world_size != accelerator.num_processes:
             raise ValueError(
-                f"WORLD_SIZE tells of {told} processes, but {accelerator.num_processes} found each other: set "
+                f"WORLD_SIZE says {world_size} processes, but {accelerator.num_processes} formed a group: set "
                 "ACCELERATE_USE_CPU=true to train on CPUs; without a launcher unset WORLD_SIZE."
             )
         self.accelerator = accelerator
         self.count, self.main = accelerator.num_processes, accelerator.is_main_process
         self.index = accelerator.process_index
-        self._steps, self._enough, self._asked = 0, 1, time.perf_counter()  # steps since the others were asked
+        self._steps, self._enough, self._asked = 0, 1, time.perf_counter()  # steps since ranks synchronized
 
     def part(self, whole: Tensor) -> Tensor:
-        """The rows of this process."""
+        """Return the rows of this process."""
         return whole.tensor_split(self.count)[self.index]
 
     def gathered(self, part: Tensor) -> Tensor:
-        """The rows of all processes, differentiable: for losses that are no means over rows."""
+        """Return the rows of all processes, differentiable: for losses that are no means over rows."""
         if self.count == 1:
             return part
         return _Gathered.apply(part)
 
     def joint_moments(self) -> AbstractContextManager:
-        """A context in which BatchNorm takes the moments of the whole batch, differentiable."""
+        """Return a context in which BatchNorm uses the moments of the whole batch, differentiable."""
         return nullcontext() if self.count == 1 else _JointMoments(self.count)
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over processes."""
+        """Return the mean over processes."""
         return tensor if self.count == 1 else self.accelerator.reduce(tensor, reduction="mean")
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their means over processes, in one exchange for all of them."""
+        """Replace gradients by their means over processes, in one exchange."""
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -66,17 +67,17 @@ class Processes:
             gradient.copy_(mean.view_as(gradient))
 
     def collected(self, mine: list[Any]) -> list[Any]:
-        """The items of all processes, in the order of processes; tensors must be in host memory."""
+        """Return the items of all processes, in the order of processes; tensors must be in host memory."""
         return mine if self.count == 1 else gather_object(mine)
 
     def agreed_stop(self, received: list[int], ask: bool = False) -> int | None:
-        """The signal that all stop for, so that none waits for one that left; to be asked after every step.
+        """Return the signal on which all ranks stop together, or None. Call after every step.
 
-        The others are asked every few seconds, and each time waited for: a launcher kills what does not end soon.
+        Ranks synchronize every five seconds: a launcher kills processes that do not end soon.
 
         Args:
-            received: by this process so far.
-            ask: them in any case; to be true in the same steps everywhere.
+            received: signals of this process so far.
+            ask: synchronize now; must be equal on all ranks.
 
         """
         if self.count == 1:
@@ -85,18 +86,18 @@ class Processes:
         if not ask and self._steps < self._enough:
             return None
         now = time.perf_counter()
-        told = torch.tensor([float(bool(received)), (now - self._asked) / self._steps], device=self.accelerator.device)
-        stopping, pace = self.mean(told).tolist()
+        mine = torch.tensor([float(bool(received)), (now - self._asked) / self._steps], device=self.accelerator.device)
+        stopping, pace = self.mean(mine).tolist()
         self._steps, self._asked, self._enough = 0, now, max(1, int(_ASK_EVERY / max(pace, 1e-9)))
         return (received[0] if received else signal.SIGTERM) if stopping else None
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         self.accelerator.wait_for_everyone()
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over processes; what it is used for in each of them reaches the part of all."""
+    """Sum over processes whose gradient flows back to every process."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class _Summed(torch.autograd.Function):
 
 
 class _Gathered(torch.autograd.Function):
-    """The equal parts of all processes, one after the other."""
+    """Concatenate the equal parts of all processes, differentiable."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -125,10 +126,10 @@ class _Gathered(torch.autograd.Function):
 
 
 class _JointMoments(TorchFunctionMode):
-    """Replaces `F.batch_norm` in train mode; torch's own SyncBatchNorm takes no tensors in host memory.
+    """Replace `F.batch_norm` in train mode; torch's own SyncBatchNorm takes no tensors in host memory.
 
     Args:
-        count: of processes, with equal parts of the batch.
+        count: number of processes, with equal parts of the batch.
 
     """
 
@@ -150,7 +151,7 @@ class _JointMoments(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """As `F.batch_norm`, with means and variances over all processes' images [B, C, ...]."""
+        """Compute `F.batch_norm` with means and variances over all processes' images [B, C, ...]."""
         if not training:
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         dims = [dim for dim in range(x.ndim) if dim != 1]

@@ -1,11 +1,11 @@
-"""The metrics of a run: fetched seldom, checked always, kept as JSON lines and as curves."""
+"""Metrics of a run: fetched rarely, always checked for finiteness, saved as JSON lines and curves."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.training.run_folder import RunFolder
@@ -13,11 +13,11 @@ from hf_gdd.utils.plotting import plot_losses
 
 
 class MetricsLog:
-    """Collects scalars on the device and brings them to the host in one transfer a `flush`.
+    """Collect scalars on the device and bring them to the host in one transfer per `flush`.
 
     Args:
-        run: where the lines and the curves go.
-        write: whether this process writes; one of several does.
+        run: folder that lines and curves are written to.
+        write: True in the one process that writes.
         forward: called with (means, step), for trackers.
         reduce: averages a tensor over the processes, so that all of them see the same losses.
 
@@ -36,12 +36,12 @@ class MetricsLog:
         self.images, self.since = 0, 0.0
 
     def add(self, step: int, images: int, metrics: dict[str, Tensor]) -> None:
-        """Remember a step's scalars without waiting for the device."""
+        """Add a step's scalars without waiting for the device."""
         self.pending += [(step, name, value) for name, value in metrics.items()]
         self.images += images
 
     def fetch(self) -> None:
-        """Wait for the device and bring over what is pending."""
+        """Wait for the device and fetch what is pending."""
         if self.pending:
             values = self.reduce(torch.stack([value.float() for _, _, value in self.pending])).tolist()
             self.fetched += [(step, name, value) for (step, name, _), value in zip(self.pending, values, strict=True)]
@@ -76,13 +76,13 @@ class MetricsLog:
         return record
 
     def resume(self, step: int, seconds: float) -> None:
-        """Forget what a killed run logged after its last checkpoint."""
+        """Delete what a killed run logged after its last checkpoint."""
         self.since = seconds
         if self.write:
             self.run.records(until=step)
 
     def rates(self) -> dict[str, float]:
-        """Images a second in each stage, over all of it."""
+        """Return images per second in each stage."""
         totals: dict[str, tuple[float, float]] = {}
         before = 0.0
         for record in self.run.records():
@@ -98,7 +98,7 @@ class MetricsLog:
 
 
 def gradient_shares(terms: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-    """Each term's part, in [0, 1], of the summed gradient norms at `images`: which term rules the generator.
+    """Return each term's share, in [0, 1], of the summed gradient norms at `images`.
 
     The graph of `terms` is kept for the backward pass to come.
     """
@@ -107,3 +107,22 @@ def gradient_shares(terms: Mapping[str, Tensor], images: Tensor) -> dict[str, Te
     }
     total = sum(norms.values()).clamp_min(torch.finfo(torch.float32).tiny)
     return {name: norm / total for name, norm in norms.items()}
+
+
+def non_finite_part(parts: Mapping[str, Any], reduce: Callable[[Tensor], Tensor]) -> str | None:
+    """Return the name of the first module with a weight that is not finite, on any process; None if all are finite.
+
+    The gradient of a finite loss can spoil weights, so losses alone do not tell.
+
+    Args:
+        parts: what a run tracks, by name; only modules are looked at.
+        reduce: averages a tensor over the processes.
+
+    """
+    for name, module in parts.items():
+        if isinstance(module, nn.Module):
+            weights = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+            finite = torch.stack([tensor.isfinite().all() for tensor in weights]).all()
+            if reduce(finite.float()) < 1:
+                return name
+    return None

@@ -6,7 +6,7 @@ import os
 import socket
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class RunFolder:
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.identity = json.loads(json.dumps(identity))  # tuples become the lists that YAML reads back
-        self._lock = FileLock(self.path / LOCK_FILE)
+        self._lock, self._created = FileLock(self.path / LOCK_FILE), ()
 
     def check(self) -> None:
         """Refuse the folder before any work if it holds another run.
@@ -67,6 +67,7 @@ class RunFolder:
 
         """
         try:
+            self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
             for folder in (self.path, self.path / "checkpoints"):
@@ -82,13 +83,15 @@ class RunFolder:
             raise ValueError(f"Cannot write to the output folder {self.path} ({error}): choose another.") from error
 
     def unlock(self) -> None:
-        """Let other processes use the folder; one that holds nothing yet is removed."""
+        """Let other processes use the folder; if it was created for nothing, it is removed."""
         if not self._lock.is_locked:
             return
         (self.path / OWNER_FILE).unlink(missing_ok=True)
-        if [path.name for path in self.path.iterdir()] == [LOCK_FILE]:
+        if self._created and [path.name for path in self.path.iterdir()] == [LOCK_FILE]:
             (self.path / LOCK_FILE).unlink()
-            self.path.rmdir()
+            with suppress(OSError):  # another process may have begun to use a parent
+                for folder in self._created:
+                    folder.rmdir()
         self._lock.release()
 
     def _owner(self) -> str:
@@ -163,55 +166,6 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("step-*.pt"))
-
-
-@dataclass(frozen=True)
-class StartPoint:
-    """A finished run whose first stages replace those of another run.
-
-    Attributes:
-        folder: the run's folder.
-        stage: the last stage that is taken over.
-        settings: names of settings that shape these stages, which must be equal.
-        parts: names of the tracked parts that are taken over.
-        lengths: names of settings that say how long these stages were.
-
-    """
-
-    folder: str
-    stage: str
-    settings: tuple[str, ...]
-    parts: frozenset[str]
-    lengths: tuple[str, ...]
-
-    def load(self, identity: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-        """Return the state at the end of the stage.
-
-        Args:
-            identity: of the run that starts from here.
-            device: where tensors are put.
-
-        Raises:
-            ValueError: the run is of another method, on other data, had other settings, or has not finished the stage.
-
-        """
-        other, place = read_run(self.folder), f"start_from={self.folder!r}"
-        for name in ("trainer", "fingerprint", "held_out"):
-            if other.get(name) != identity.get(name):
-                raise ValueError(f"{place} is a run with another {name}; pass one on the same data.")
-        for name in self.settings:
-            theirs, mine = other["config"].get(name), identity["config"][name]
-            if theirs != mine:
-                raise ValueError(f"{place} was trained with {name}={theirs!r}, not {mine!r}: its stages are others.")
-        if not stage_file(self.folder, self.stage).is_file():
-            raise ValueError(f"{place} has not finished stage {self.stage!r}: resume it first.")
-        return load_state(stage_file(self.folder, self.stage), device)
-
-    def describe(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return settings of a run that started here, with the lengths of the stages taken over instead of its own."""
-        config = read_run(self.folder)["config"]
-        first = {name: config.get(name) for name in (*self.lengths, "max_steps")}
-        return {name: value for name, value in settings.items() if name not in self.lengths} | {"start_from": first}
 
 
 def stage_file(path: str | Path, stage: str) -> Path:

@@ -12,7 +12,14 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop by signal `signum`; it saved a checkpoint in `folder` first."""
+    """Raised after a stop signal, once a checkpoint is saved.
+
+    Args:
+        signum: the signal.
+        step: steps taken so far.
+        folder: the run's folder.
+
+    """
 
     def __init__(self, signum: int, step: int, folder: Path) -> None:
         script = Path(sys.argv[0]).name
@@ -28,7 +35,12 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """The signals SIGINT and SIGTERM received so far; the same signal again stops at once, as it would have."""
+    """Collect SIGINT and SIGTERM instead of stopping at once; the same signal again stops at once.
+
+    Yields:
+        The signals received so far.
+
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from hf_gdd.classifiers.learner import NonFiniteLossError
@@ -18,7 +16,7 @@ from hf_gdd.generators.base import Generator
 from hf_gdd.training.base import TrainerBase
 from hf_gdd.training.config import Stage
 from hf_gdd.training.errors import explain_failures
-from hf_gdd.training.metrics_log import MetricsLog
+from hf_gdd.training.metrics_log import MetricsLog, non_finite_part
 from hf_gdd.training.run_folder import stage_file
 from hf_gdd.training.signals import Interrupted, stop_signals
 from hf_gdd.training.state import Batches, TrainerState
@@ -47,13 +45,10 @@ class Trainer(TrainerBase):
         trainer = GlobalLocalTrainer("digits", preset="tiny", output_dir="runs/digits")
         generator = trainer.fit()
 
-    To drive the loop yourself, call `open`, then `advance` until it returns False, then `close`:
-
-        trainer.open()
+        trainer.open()  # or drive the loop yourself
         while trainer.advance():
             print(trainer.state.global_step)
         trainer.close()
-        generator = trainer.to_generator()
 
     """
 
@@ -93,7 +88,7 @@ class Trainer(TrainerBase):
                             raise Interrupted(signum, self.state.global_step, self.run.path)
                 for tracker in self.accelerator.trackers:  # end_training would also end the group a next run needs
                     tracker.finish()
-                return self._save(self.to_generator() if validate is None else self._load_best())
+                return self._save(best=validate is not None)
             finally:
                 self.close()
 
@@ -107,37 +102,40 @@ class Trainer(TrainerBase):
             ValueError: the folder holds another run, is in use, or anything that would make the run fail later.
 
         """
-        self.data, self.held_out, self.log = self.whole, None, None
-        self.run.identity.pop("held_out", None)
-        if held_out is not None:
-            self.data, self.held_out = self.whole.split(held_out, seed=self.config.seed)
-            self.run.identity["held_out"] = held_out
+        self.log = None
+        self.hold_out(held_out)
         self.run.check()
         self.check_processes()
         if self.processes.main:
             self.run.lock()
         self.processes.wait()
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+        self.accelerator.init_trackers("hf_gdd", config={k: str(v) for k, v in asdict(self.config).items()})
+        self.log = MetricsLog(self.run, self.processes.main, self.accelerator.log, self.processes.mean)
+        self.log.resume(self.state.global_step, self.state.seconds)
+
+    def _build(self) -> None:
         checkpoint = self.run.last_checkpoint(self.device)
-        start = self.start_point
-        taken = start.load(self.run.identity, self.device) if start and checkpoint is None else None
+        start = None if checkpoint else self.start_point
+        taken = start.load(self.run.identity, self.device) if start else {}
         self.random, self.state = Random(self.config.seed, self.device), TrainerState()
         self.batches = Batches(len(self.data), self.random)
         self.tracked = {"random": self.random, "batches": self.batches, "state": self.state} | self.setup()
         if self.processes.main:
             self.run.claim()
         self.processes.wait()
-        if checkpoint is not None:
+        if checkpoint:
             self.load_state_dict(checkpoint)
             logger.info("Resuming %s after step %d.", self.run.path, self.state.global_step)
-        else:
-            if taken is not None:
-                for name in start.parts & self.tracked.keys():
-                    self.tracked[name].load_state_dict(taken[name])
-            if self.stages:
-                self.begin(self.stages[0])
-        self.accelerator.init_trackers("hf_gdd", config={k: str(v) for k, v in asdict(self.config).items()})
-        self.log = MetricsLog(self.run, self.processes.main, self._track, self.processes.mean)
-        self.log.resume(self.state.global_step, self.state.seconds)
+            return
+        for name in start.parts & self.tracked.keys() if start else ():
+            self.tracked[name].load_state_dict(taken[name])
+        if self.stages:
+            self.begin(self.stages[0])
 
     def advance(self) -> bool:
         """Take one step, log it and save pictures when they are due; False if no step is left.
@@ -164,7 +162,7 @@ class Trainer(TrainerBase):
         if self.logging:
             self._flush()
         if self._due(self.config.picture_every) and self.processes.main:
-            self._save_pictures()
+            self.save_pictures()
         return True
 
     def save_checkpoint(self) -> None:
@@ -176,7 +174,11 @@ class Trainer(TrainerBase):
 
         """
         self._flush()  # which refuses to save what is not finite
-        self._require_finite()
+        if part := non_finite_part(self.tracked, self.processes.mean):
+            raise NonFiniteLossError(
+                f"The weights of the {part} are not finite after step {self.state.global_step}. The last good "
+                f"checkpoint is {self._last_good()}. Lower the learning rate, in a new output_dir."
+            )
         state = self.state_dict()  # for which processes may need each other
         if self.processes.main:
             self.run.save_checkpoint(self.state.global_step, state, keep=self.config.keep_checkpoints)
@@ -198,9 +200,6 @@ class Trainer(TrainerBase):
 
         return explain_failures(self.run.path, self.run.newest_checkpoint, batch, self.processes.count)
 
-    def _track(self, means: dict[str, float], step: int) -> None:
-        self.accelerator.log(means, step=step)
-
     def _due(self, every: int, ahead: int = 0) -> bool:
         step = self.state.step + ahead
         return step % every == 0 or step == self.stage.steps
@@ -217,19 +216,6 @@ class Trainer(TrainerBase):
             hidden = ("step", "stage", "seconds")
             shown = {name: f"{value:.3g}" for name, value in record.items() if name not in hidden and "/" not in name}
             self.bar.set_postfix({name.replace("images_per_second", "img/s"): text for name, text in shown.items()})
-
-    def _require_finite(self) -> None:
-        """Check weights too: the gradient of a finite loss can spoil them."""
-        for part, module in self.tracked.items():
-            if not isinstance(module, nn.Module):
-                continue
-            weights = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
-            finite = torch.stack([tensor.isfinite().all() for tensor in weights]).all()
-            if self.processes.mean(finite.float()) < 1:
-                raise NonFiniteLossError(
-                    f"The weights of the {part} are not finite after step {self.state.global_step}. The last good "
-                    f"checkpoint is {self._last_good()}. Lower the learning rate, in a new output_dir."
-                )
 
     def _last_good(self) -> Path | str:
         return self.run.newest_checkpoint() or "none: the run is too young"
@@ -253,17 +239,17 @@ class Trainer(TrainerBase):
             if self.processes.main:
                 generator.save_pretrained(self.run.path / "best")
 
-    def _load_best(self) -> Generator:
+    def _save(self, best: bool) -> Generator:
         self.processes.wait()
-        return AutoGenerator.from_pretrained(self.run.path / "best", device=self.device)
-
-    def _save(self, generator: Generator) -> Generator:
+        place = self.run.path / "best"
+        generator = AutoGenerator.from_pretrained(place, device=self.device) if best else self.to_generator()
         if self.processes.main:
             generator.save_pretrained(self.run.path / "generator")
         self.processes.wait()
         return generator
 
-    def _save_pictures(self) -> None:
+    def save_pictures(self) -> None:
+        """Save a grid of samples and the loss curves in the run's folder."""
         folder = self.run.path / "samples"
         folder.mkdir(exist_ok=True)
         self.picture().save(folder / f"step-{self.state.global_step:09d}.png")

@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of image sets: random numbers, files, devices, plots."""
+"""Random numbers, files, devices and plots: helpers that know nothing of image sets."""

@@ -17,7 +17,7 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError
 
-_STALE = 60  # seconds after which the folder of a process that is gone is taken for its remains
+_STALE = 3600  # seconds after which a folder of no process here is remains; another machine may still write to it
 
 
 def disk_full(error: BaseException | None) -> bool:
@@ -98,50 +98,99 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
 def atomic_folder(target: Path, replaced: Callable[[str], bool]) -> Iterator[Path]:
     """Fill a new folder that takes the place of `target` when the block ends.
 
-    A process killed at any moment leaves the old folder or the new one. Other files in `target` stay.
+    A process killed at any moment leaves the old folder or the new one; so does a failure. Other files in `target`
+    stay. A mount point, or a folder whose parent may not be written to, cannot be replaced: there the files are
+    replaced one by one at the end, and a kill in that moment leaves a part of them.
 
     Args:
         target: the folder; made if absent. A symbolic link is followed.
-        replaced: says of a path relative to `target` whether it belongs to what is written, so that an old one goes.
+        replaced: returns True for a path relative to `target` that belongs to what is written, so that an old one goes.
 
     Yields:
         An empty folder to write to.
 
+    Raises:
+        NotADirectoryError: `target` is a file.
+
     """
     target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{target} is a file: choose another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.{uuid4().hex[:8]}.part")
+    _clear_remains(target)
+    fixed = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK | os.X_OK))
+    name = f".{target.name}.{os.getpid()}.{uuid4().hex[:8]}.part"
+    staging = target / name if fixed else target.with_name(name)
     staging.mkdir()
     try:
         yield staging
-        for path in sorted(target.rglob("*")) if target.is_dir() else ():
-            name = path.relative_to(target)
-            if path.is_dir() and not path.is_symlink():
-                continue
-            if not replaced(name.as_posix()) and not (staging / name).exists():
-                (staging / name).parent.mkdir(parents=True, exist_ok=True)
-                _link(path, staging / name)
         for path in staging.rglob("*"):
-            if path.is_file() and not path.is_symlink():
+            if path.is_file():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-        _exchange(staging, target)
-        _sync_folder(target.parent)
+        if fixed:
+            _move_files(staging, target, replaced)
+        else:
+            _add_other_files(staging, target, replaced)
+            _exchange(staging, target)
+            _sync_folder(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _add_other_files(staging: Path, target: Path, replaced: Callable[[str], bool]) -> None:
+    """Put all files of the old folder into the new one that it does not replace."""
+    if target.is_dir():
+        shutil.copymode(target, staging)
+    for path in sorted(target.rglob("*")):
+        name = path.relative_to(target)
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                (staging / name).mkdir(parents=True, exist_ok=True)
+        elif not replaced(name.as_posix()) and not (staging / name).exists():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            _link(path, staging / name)
+    for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
+        _sync_folder(folder)
+
+
+def _move_files(staging: Path, target: Path, replaced: Callable[[str], bool]) -> None:
+    """Replace the files of a folder one by one; no old file is ever beside a new one."""
+    new = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
+    for path in sorted(target.rglob("*")):
+        name = path.relative_to(target)
+        if not path.is_dir() and not path.is_relative_to(staging) and (name in new or replaced(name.as_posix())):
+            path.unlink()
+    for name in new:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / name, target / name)
+    _sync_folder(target)
+
+
 def _exchange(new: Path, old: Path) -> None:
     """Give two folders each other's names in one step where the system can; `old` may be absent."""
+    here = _working_folder()
     if not old.exists():
         os.rename(new, old)
-        return
-    if not _renameat2(new, old):  # a kill between these two leaves the old folder beside, under another name
-        spare = old.with_name(f"{new.name}.old")
+    elif not _renameat2(new, old):  # a kill between these two leaves the old folder as a spare, see `_clear_remains`
+        spare = new.with_name(f"{new.name}.old")
         os.rename(old, spare)
-        os.rename(new, old)
-        shutil.rmtree(spare)
+        try:
+            os.rename(new, old)
+        except BaseException:
+            os.rename(spare, old)
+            raise
+        shutil.rmtree(spare, ignore_errors=True)
+    if here is not None and here.is_relative_to(old):  # this process must not stay in the folder that goes
+        with suppress(OSError):
+            os.chdir(here)
+
+
+def _working_folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed
+        return None
 
 
 def _renameat2(a: Path, b: Path) -> bool:
@@ -162,12 +211,18 @@ def _link(source: Path, place: Path) -> None:
         shutil.copy2(source, place, follow_symlinks=False)
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove what killed processes of this machine left when they were writing the same folder."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        pid = path.name.split(".")[-3]
-        if pid.isdigit() and not _alive(int(pid)) and time.time() - path.stat().st_mtime > _STALE:
-            shutil.rmtree(path, ignore_errors=True)
+def _clear_remains(target: Path) -> None:
+    """Restore or remove what killed processes of this machine left when they were writing the same folder."""
+    pattern = f".{glob.escape(target.name)}.*.part*"
+    for path in (*target.parent.glob(pattern), *target.glob(pattern)):
+        pid = path.name.removesuffix(".old").split(".")[-3]
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        with suppress(OSError):  # another process may do the same
+            if path.suffix == ".old" and not target.exists():
+                os.rename(path, target)
+            elif time.time() - path.stat().st_mtime > _STALE:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""What people would rather look at than read: grids of images and curves of losses."""
+"""Image grids and loss curves."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,13 +12,23 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CELL_PX = 56
+CELL_PX = 56  # smaller images are enlarged to about this size
+_NOT_PLOTTED = {"step", "stage", "images_per_second", "seconds"}
 
 
 def image_grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> "Image":
-    """Lay out uint8 images [N, C, H, W] in rows of `columns`, small ones enlarged without smoothing.
+    """Arrange images in a grid, filled row by row.
 
-    With `row_names`, each row begins with its name.
+    Small images are enlarged by whole factors, without smoothing.
+
+    Args:
+        images: uint8 [N, C, H, W], C 1 or 3.
+        columns: images in a row.
+        row_names: printed to the left of the rows.
+
+    Returns:
+        An RGB image.
+
     """
     from PIL import Image, ImageDraw
 
@@ -29,32 +39,34 @@ def image_grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> "
     missing = -len(images) % columns
     images = torch.cat([images, images.new_full((missing, *images.shape[1:]), 255)])
     rows = images.unflatten(0, (-1, columns))  # [rows, columns, 3, h, w]
-    picture = Image.fromarray(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).contiguous().numpy())
+    grid = Image.fromarray(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).contiguous().numpy())
     if not row_names:
-        return picture
-    margin = 10 + max(int(ImageDraw.Draw(picture).textlength(name)) for name in row_names)
-    framed = Image.new("RGB", (picture.width + margin, picture.height), "white")
-    framed.paste(picture, (margin, 0))
-    draw, height = ImageDraw.Draw(framed), images.shape[-2]
+        return grid
+    margin = 10 + max(int(ImageDraw.Draw(grid).textlength(name)) for name in row_names)
+    labeled = Image.new("RGB", (grid.width + margin, grid.height), "white")
+    labeled.paste(grid, (margin, 0))
+    canvas, height = ImageDraw.Draw(labeled), images.shape[-2]
     for row, name in enumerate(row_names):
-        draw.text((margin - 5, height * row + height // 2), name, fill="black", anchor="rm")
-    return framed
+        canvas.text((margin - 5, height * row + height // 2), name, fill="black", anchor="rm")
+    return labeled
 
 
 def plot_losses(records: Sequence[Mapping[str, float | str]], path: str | Path, title: str = "") -> None:
-    """Draw every number in `records` against its `step`: one panel for the loss terms, one for their shares.
+    """Plot every logged number against the step and save the figure as PNG.
+
+    Dotted lines mark where a new stage of the training begins.
 
     Args:
-        records: as in `metrics.jsonl`, each with a `step`; names such as `share/global` go to the lower panel.
-        path: the PNG to write.
-        title: printed above.
+        records: rows of `metrics.jsonl`, each with a `step`. Names with a slash, such as `share/global`, go to a second
+            panel.
+        path: file to write.
+        title: title of the figure.
 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    skip = {"step", "stage", "images_per_second", "seconds"}
-    names = list(dict.fromkeys(name for record in records for name in record if name not in skip))
+    names = list(dict.fromkeys(name for record in records for name in record if name not in _NOT_PLOTTED))
     panels = {
         "loss": [n for n in names if "/" not in n],
         "share of the generator's gradient": [n for n in names if "/" in n],
@@ -62,9 +74,8 @@ def plot_losses(records: Sequence[Mapping[str, float | str]], path: str | Path, 
     panels = {label: members for label, members in panels.items() if members}
     figure = Figure(figsize=(8, 3 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (label, members) in zip(
-        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
-    ):
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, (label, members) in zip(axes, panels.items(), strict=True):
         for name in members:
             points = [(record["step"], record[name]) for record in records if name in record]
             axis.plot(*zip(*points, strict=True), label=name.split("/")[-1], linewidth=1)

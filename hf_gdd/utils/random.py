@@ -1,9 +1,4 @@
-"""Counter-based noise: every image's noise is a pure function of (seed, label, index, stream).
-
-Nothing is stored and nothing is consumed in order, so image 7 of class 3 is the same whether it is drawn alone, in a
-batch of 256, on another shard or years later. Integer hashing is exact everywhere; only the last step, from uniform to
-normal, rounds, so devices agree to float32 rounding.
-"""
+"""Seeds, integer hashing and resumable random number generators."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,30 +13,28 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch shifts int64 arithmetically, so the copies of the sign bit are masked away."""
+    """Shift int64 to the right, filling with zeros; torch's shift copies the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def mix64(x: Tensor) -> Tensor:
-    """Finalizer of splitmix64: a bijection of int64 in which every input bit reaches every output bit."""
+    """Hash int64 one to one (splitmix64); every input bit affects every output bit."""
     x = (x ^ shift_right(x, 30)) * _MIX_1
     x = (x ^ shift_right(x, 27)) * _MIX_2
     return x ^ shift_right(x, 31)
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that the noise cannot take.
-
-    Raises:
-        ValueError: it lies outside [0, 2**63).
-
-    """
+    """Raise ValueError unless a seed lies in [0, 2**63)."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}; it must lie in [0, 2**63).")
 
 
-def derive(seed: int, *parts: int) -> int:
-    """Another seed in [0, 2**63) for every (seed, parts): sequences of neighbouring seeds share nothing."""
+def derive_seed(seed: int, *parts: int) -> int:
+    """Return another seed in [0, 2**63) for every (seed, parts).
+
+    Random sequences of neighboring seeds or parts are unrelated.
+    """
     key = torch.tensor(seed)
     for part in parts:
         key = mix64(key * GOLDEN + part + 1)
@@ -50,9 +43,13 @@ def derive(seed: int, *parts: int) -> int:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Make what is drawn from torch's global generator of the host depend on this number alone; None leaves it as is.
+    """Seed torch's global CPU generator inside the block, and restore it afterwards.
 
-    The global state is restored. torch.manual_seed would reseed every CUDA device as well, which nothing would restore.
+    `torch.manual_seed` would also reseed every CUDA device, and nothing would restore those.
+
+    Args:
+        seed: the seed; None leaves the generator as it is.
+
     """
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -61,28 +58,32 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 class Random:
-    """The random draws of a training run, resumable: one generator on the device, one on the host for decisions.
+    """Random number generators of a training run, with a state that can be saved.
 
     Args:
-        seed: of the run.
-        device: where tensors are drawn.
-        stream: separates several sequences of one run.
+        seed: seed of the run.
+        device: device of `rng`.
+        stream: runs that need several independent sequences number them here.
+
+    Attributes:
+        rng: draws tensors on the device.
+        host_rng: draws decisions on the CPU, so that none waits for the device.
 
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu", stream: int = 0) -> None:
-        self.rng = torch.Generator(device).manual_seed(derive(seed, stream, 0))
-        self.host_rng = torch.Generator().manual_seed(derive(seed, stream, 1))
+        self.rng = torch.Generator(device).manual_seed(derive_seed(seed, stream, 0))
+        self.host_rng = torch.Generator().manual_seed(derive_seed(seed, stream, 1))
 
     def integer(self, high: int) -> int:
-        """An integer in [0, high), on the host, without waiting for the device."""
+        """Draw an integer in [0, high) on the CPU."""
         return int(torch.randint(high, (), generator=self.host_rng))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The position in both sequences."""
+        """Return the states of both generators."""
         return {"device": self.rng.get_state(), "host": self.host_rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue from a state that `state_dict` returned."""
         self.rng.set_state(state["device"].cpu())
         self.host_rng.set_state(state["host"].cpu())

@@ -9,6 +9,7 @@ from hf_gdd.classifiers.augment import (
     brightness,
     contrast,
     crop,
+    cutmix,
     cutout,
     flip,
     rotate,
@@ -32,13 +33,13 @@ per_operation = pytest.mark.parametrize(("operation", "columns"), OPERATIONS)
 
 
 @pytest.fixture
-def generator():
+def rng():
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
-def images(generator):
-    return torch.randn(6, 3, 12, 10, generator=generator)
+def images(rng):
+    return torch.randn(6, 3, 12, 10, generator=rng)
 
 
 def test_an_empty_policy_is_the_identity(images):
@@ -47,29 +48,29 @@ def test_an_empty_policy_is_the_identity(images):
 
 
 @pytest.mark.parametrize("n", [1, 6])
-def test_one_draw_treats_equal_pixels_equally(images, generator, n):
+def test_one_draw_treats_equal_pixels_equally(images, rng, n):
     augment = Augment(ALL)
-    draw = augment.draw(n, generator)
+    draw = augment.draw(n, rng)
     assert torch.equal(augment(images, draw), augment(images.clone(), draw))
-    assert not torch.equal(augment(images, draw), augment(images, augment.draw(n, generator)))
+    assert not torch.equal(augment(images, draw), augment(images, augment.draw(n, rng)))
 
 
 @per_operation
-def test_a_shared_draw_is_the_same_row_for_every_image(operation, columns, images, generator):
-    u = torch.rand(1, columns, generator=generator)
+def test_a_shared_draw_is_the_same_row_for_every_image(operation, columns, images, rng):
+    u = torch.rand(1, columns, generator=rng)
     torch.testing.assert_close(operation(images, u), operation(images, u.expand(6, -1)))
 
 
-def test_a_shared_draw_of_a_policy_is_the_same_row_for_every_image(images, generator):
+def test_a_shared_draw_of_a_policy_is_the_same_row_for_every_image(images, rng):
     augment = Augment(ALL)
     for _ in range(4):
-        draw = augment.draw(1, generator)
+        draw = augment.draw(1, rng)
         torch.testing.assert_close(augment(images, draw), augment(images, draw.repeat(6, 1)))
 
 
 @per_operation
-def test_one_image_is_treated_as_it_is_in_a_batch(operation, columns, images, generator):
-    u = torch.rand(6, columns, generator=generator)
+def test_one_image_is_treated_as_it_is_in_a_batch(operation, columns, images, rng):
+    u = torch.rand(6, columns, generator=rng)
     alone = torch.cat([operation(images[i : i + 1], u[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(operation(images, u), alone)
 
@@ -81,8 +82,8 @@ def test_flip_mirrors_below_one_half(images):
         assert torch.equal(flipped[index], expected)
 
 
-def test_colours_follow_their_formulas(images, generator):
-    u = torch.rand(6, 1, generator=generator)
+def test_colours_follow_their_formulas(images, rng):
+    u = torch.rand(6, 1, generator=rng)
     for operation, formula in {
         brightness: lambda x, v: x + (v - 0.5),
         saturation: lambda x, v: x.mean(0) + (x - x.mean(0)) * 2 * v,
@@ -92,9 +93,9 @@ def test_colours_follow_their_formulas(images, generator):
         torch.testing.assert_close(operation(images, u), expected)
 
 
-def test_saturation_leaves_one_channel(images, generator):
+def test_saturation_leaves_one_channel(images, rng):
     gray = images[:, :1]
-    assert torch.equal(saturation(gray, torch.rand(6, 1, generator=generator)), gray)
+    assert torch.equal(saturation(gray, torch.rand(6, 1, generator=rng)), gray)
 
 
 def naive_crop(image, u, limit):
@@ -108,8 +109,8 @@ def naive_crop(image, u, limit):
     return moved
 
 
-def test_crop_equals_the_loop(images, generator):
-    u = torch.rand(6, 2, generator=generator)
+def test_crop_equals_the_loop(images, rng):
+    u = torch.rand(6, 2, generator=rng)
     limit = (round(0.125 * 12), round(0.125 * 10))
     expected = torch.stack([naive_crop(x, v.tolist(), limit) for x, v in zip(images, u, strict=True)])
     assert torch.equal(crop(images, u), expected)
@@ -138,8 +139,8 @@ def naive_cutout(image, u):
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 10), (1, 9, 11), (1, 8, 8)])
-def test_cutout_equals_the_loop(shape, generator):
-    images, u = torch.randn(20, *shape, generator=generator), torch.rand(20, 2, generator=generator)
+def test_cutout_equals_the_loop(shape, rng):
+    images, u = torch.randn(20, *shape, generator=rng), torch.rand(20, 2, generator=rng)
     expected = torch.stack([naive_cutout(x, v.tolist()) for x, v in zip(images, u, strict=True)])
     assert torch.equal(cutout(images, u), expected)
 
@@ -196,22 +197,22 @@ def test_rotate_turns_without_shearing(sides, u, degrees):
 
 @per_operation
 @pytest.mark.parametrize("n", [1, 6])
-def test_gradients_are_finite(operation, columns, n, images, generator):
+def test_gradients_are_finite(operation, columns, n, images, rng):
     images.requires_grad_()
-    operation(images, torch.rand(n, columns, generator=generator)).square().sum().backward()
+    operation(images, torch.rand(n, columns, generator=rng)).square().sum().backward()
     assert images.grad.isfinite().all()
     assert images.grad.abs().sum() > 0
 
 
 @per_operation
 @pytest.mark.parametrize("n", [1, 2])
-def test_gradients_are_right(operation, columns, n, generator):
-    x = torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    u = torch.rand(n, columns, generator=generator)
+def test_gradients_are_right(operation, columns, n, rng):
+    x = torch.randn(2, 3, 5, 4, generator=rng, dtype=torch.float64, requires_grad=True)
+    u = torch.rand(n, columns, generator=rng)
     assert torch.autograd.gradcheck(lambda images: operation(images, u), x)
 
 
-def test_the_generator_decides_the_draw():
+def test_the_rng_decides_the_draw():
     augment = Augment(ALL)
     first, second, other = (augment.draw(4, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, second)
@@ -247,10 +248,10 @@ def test_a_single_operation_is_one_of_all_listed(images):
     assert augmentation("dsa") == Augment("color_crop_cutout_flip_scale_rotate", single=True)
 
 
-def test_operations_follow_in_the_stated_order(images, generator):
+def test_operations_follow_in_the_stated_order(images, rng):
     """Whatever the order of the policy's words: cutout last, so that its box is zero after the colors."""
     augment = Augment("cutout_crop_color_flip")
-    draw = augment.draw(6, generator)
+    draw = augment.draw(6, rng)
     assert torch.equal(augment(images, draw), Augment("flip_color_crop_cutout")(images, draw))
     steps = images
     for word in ("flip", "color", "crop", "cutout"):
@@ -268,3 +269,18 @@ def test_a_draw_of_the_wrong_length_is_refused(images):
     augment = Augment("color")
     with pytest.raises(ValueError, match="1 or 6 rows for 6 images, got 4"):
         augment(images, augment.draw(4))
+
+
+def test_cutmix_pastes_one_box_and_counts_its_area():
+    x = torch.arange(32).float().view(32, 1, 1, 1).expand(32, 2, 16, 16)
+    shares = []
+    for seed in range(200):
+        mixed, order, kept = cutmix(x, torch.Generator().manual_seed(seed))
+        foreign = mixed != x
+        moved = order != torch.arange(32)
+        assert torch.equal(foreign[moved].all(1).float().mean((1, 2)), (1 - kept).expand(int(moved.sum())))
+        assert torch.equal(mixed[foreign], order.float().view(-1, 1, 1, 1).expand_as(x)[foreign])
+        shares.append(float(kept))
+    assert min(shares) < 0.3  # a large box is clipped at the border
+    assert max(shares) > 0.95
+    assert 0.5 < sum(shares) / 200 < 0.75

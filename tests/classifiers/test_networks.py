@@ -28,11 +28,11 @@ def test_parameter_counts(name, shape, count):
 
 def middle_shape(name, side):
     """The feature's shape by arithmetic: two poolings, or the one stride of the second residual stage."""
-    grown = 32 if side == 28 and "resnet" not in name else side
+    grown = 32 if side == 28 and "resnet" not in name and name != "convnet3_narrow" else side
     if name.startswith("resnet"):
         width = 64 if name.endswith("-dd") else 128
         return (width, side // 2, side // 2)
-    width = 192 if name == "alexnet" else 128
+    width = {"alexnet": 192, "convnet3_narrow": 32}.get(name, 128)
     poolings = 1 if name in ("convnet1", "convnet2") else 2
     return (width, grown >> poolings, grown >> poolings)
 
@@ -74,6 +74,21 @@ def test_only_images_of_28_pixels_get_a_wider_first_padding(name, padding):
     assert first(28) == first(28, channels=3) == (padding, padding)
     assert first(32) == first(20) == (padding - 2, padding - 2)
     assert parameters(name, (1, 28, 28)) == parameters(name, (1, 32, 32))
+
+
+def narrow_of_earlier_results(num_classes, shape):
+    """The network as it was written before it had a name of the library."""
+    layers = []
+    for channels in (shape[0], 32, 32):
+        layers += [nn.Conv2d(channels, 32, 3, padding=1), nn.GroupNorm(32, 32), nn.ReLU(), nn.AvgPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * (shape[1] // 8) ** 2, num_classes))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+def test_the_narrow_network_is_that_of_earlier_results(shape):
+    images = torch.randn(3, *shape)
+    expected, _ = build_network(narrow_of_earlier_results, 10, shape, seed=5)(images)
+    assert torch.equal(build_network("convnet3_narrow", 10, shape, seed=5)(images)[0], expected)
 
 
 def test_pool_residual_networks_start_from_the_fan_out_normal_and_have_no_biases():

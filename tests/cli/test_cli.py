@@ -27,7 +27,7 @@ DIGITS = [str(digit) for digit in range(10)]
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(Trainer, "_pictures", lambda self: None)
+    monkeypatch.setattr(Trainer, "save_pictures", lambda self: None)
     monkeypatch.setitem(RECIPES, "tiny", Recipe(max_steps=5, lr=0.05))
 
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     """The folder of a run made by the command."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_pictures", lambda self: None)
+        patch.setattr(Trainer, "save_pictures", lambda self: None)
         assert main([*TINY, "--output-dir", str(folder), "--seed", "3"]) == 0
     return folder
 
@@ -139,7 +139,7 @@ def files_up_to(size):
 def test_a_place_that_cannot_be_made_is_told_with_a_remedy(run, tmp_path, capsys):
     (tmp_path / "file").touch()
     command = ["materialize", str(run / "generator"), "--ipc", "1", "--output-dir", str(tmp_path / "file" / "sets")]
-    refused(capsys, command, "train.parquet cannot be written", "Not a directory", "give the command again")
+    refused(capsys, command, "train.parquet cannot be written", "Not a directory", "repeat the command")
 
 
 def test_a_full_disk_leaves_no_half_set_and_the_command_goes_on(run, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_no_half_set_and_the_command_goes_on(run, tmp_path, c
     made = tmp_path / "sets" / "ipc40-seed0" / "train.parquet"
     content = made.read_bytes()
     with files_up_to(10_000):
-        refused(capsys, command, "ipc40-seed0/train.parquet cannot be written", "give the command again")
+        refused(capsys, command, "ipc40-seed0/train.parquet cannot be written", "repeat the command")
     assert made.read_bytes() == content
     assert [path.name for path in made.parent.iterdir()] == ["train.parquet"]
 
@@ -215,7 +215,7 @@ def test_bad_input_to_distill(tmp_path, capsys, monkeypatch):
     refused(capsys, ["distill", "--dataset", "digits", "--preset", "huge"], "huge", "paper", "lite", "tiny")
     refused(capsys, [*TINY, "--widht", "8"], "--widht")
     refused(capsys, [*TINY, "--adversarial", "hinge"], "hinge", "minimax")
-    refused(capsys, [*TINY, "--pool", "convnet33"], "error: unknown network 'convnet33'")
+    refused(capsys, [*TINY, "--pool", "convnet33"], "error: Unknown network 'convnet33'")
     refused(capsys, [*TINY, "--max-steps", "0"], "max_steps is 0; it must be positive")
     refused(capsys, [*TINY, "--image-column", "picture"], "error: There is no column 'picture'", "'image'")
     data = two_images(tmp_path / "pairs")
@@ -250,7 +250,7 @@ def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatc
     generator, empty = str(run / "generator"), tmp_path / "empty"
     empty.mkdir()
     refused(capsys, ["materialize", str(tmp_path / "nowhere")], "error:", "is neither a local folder")
-    refused(capsys, ["materialize", str(empty)], "error:", "holds no config.json")
+    refused(capsys, ["materialize", str(empty)], "error:", "config.json found in")
     refused(capsys, ["materialize", str(run)], "did you mean its subfolder 'generator'?")
     refused(capsys, ["materialize", generator, "--ipc", "0"], "error: ipc is 0; ask for a whole number")
     refused(capsys, ["materialize", generator, "--truncation", "5"], "error: truncation is 5.0")
@@ -261,7 +261,7 @@ def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatc
     refused(capsys, ["evaluate", generator, "--dataset", str(tmp_path / "nowhere")], "error:", "nowhere")
     refused(capsys, [*evaluate, "--ipc", "-1"], "ipc is -1")
     refused(capsys, [*evaluate, "--n", "0"], "error: n is 0")
-    refused(capsys, [*evaluate, "--networks", "convnet33"], "error: unknown network 'convnet33'")
+    refused(capsys, [*evaluate, "--networks", "convnet33"], "error: Unknown network 'convnet33'")
     refused(capsys, [*evaluate, "--protocol", "best"], "best", "dynamic-best5-test")
     refused(capsys, [*evaluate, "--test-split", "validation"], "error: There is no split 'validation'")
     refused(capsys, [*evaluate, "--label-column", "digit"], "error: There is no column 'digit'")

@@ -10,9 +10,11 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, config
 from PIL import Image as Pillow
 
-from hf_gdd.data.image_tensors import ImageTensors, features, fits_on_device
+from hf_gdd.data.decoding import dataset_features
+from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.loading import DIGITS
 from hf_gdd.data.pixels import encode_png, tanh_to_uint8, to_tanh, to_unit, unit_to_uint8
+from hf_gdd.data.storage import fits_on_device
 
 NAMES = ("cat", "dog", "eel")
 
@@ -32,7 +34,7 @@ def dataset(images, labels=None, names=NAMES):
     """A Dataset of Pillow images or of the bytes of image files."""
     labels = [0] * len(images) if labels is None else labels
     rows = [{"bytes": image if isinstance(image, bytes) else png(image), "path": None} for image in images]
-    return Dataset.from_dict({"image": rows, "label": labels}, features=features(names))
+    return Dataset.from_dict({"image": rows, "label": labels}, features=dataset_features(names))
 
 
 def png(image):
@@ -245,7 +247,7 @@ def test_an_unreadable_image_names_the_row_and_the_cause():
         load(dataset([png(picture())[:100]]))
     rows = {"image": [None], "label": [0]}
     with fails("row 0 cannot be read", "select"):
-        load(Dataset.from_dict(rows, features=features(NAMES)))
+        load(Dataset.from_dict(rows, features=dataset_features(NAMES)))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
@@ -255,7 +257,7 @@ def test_deep_pixels_are_refused(dtype):
 
 
 def test_more_rows_than_one_chunk_keep_their_order(monkeypatch):
-    monkeypatch.setattr("hf_gdd.data.loading._CHUNK", 4)
+    monkeypatch.setattr("hf_gdd.data.decoding._CHUNK", 4)
     data = tensors()
     assert torch.equal(load(data.to_dataset()).images, data.images)
 
@@ -367,7 +369,7 @@ def test_subset_refuses():
 
 
 def test_statistics_agree_with_numpy(monkeypatch):
-    monkeypatch.setattr("hf_gdd.data.image_tensors._CHUNK", 5)
+    monkeypatch.setattr("hf_gdd.data.storage._CHUNK", 5)
     data = tensors()
     pixels = data.images.numpy() / 255
     np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), rtol=1e-12)

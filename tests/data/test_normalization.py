@@ -21,10 +21,10 @@ def color(n=300, seed=0):
 
 
 @pytest.mark.parametrize("zca", [False, True])
-def test_a_view_can_be_undone(zca):
+def test_a_transform_can_be_undone(zca):
     data = color()
-    view, unit = input_transform(data, zca), to_unit(data.images[:20])
-    torch.testing.assert_close(view.inverse(view(unit)), unit, atol=1e-5, rtol=1e-5)
+    transform, unit = input_transform(data, zca), to_unit(data.images[:20])
+    torch.testing.assert_close(transform.inverse(transform(unit)), unit, atol=1e-5, rtol=1e-5)
 
 
 def test_channels_have_mean_0_and_deviation_1(digits):
@@ -35,7 +35,7 @@ def test_channels_have_mean_0_and_deviation_1(digits):
 def test_whitened_pixels_are_nearly_uncorrelated():
     data = color()
     before, after = (
-        torch.cov(x.flatten(1).T) for x in (to_unit(data.images), ZCAWhitening.fitted(data, 1e-6)(to_unit(data.images)))
+        torch.cov(x.flatten(1).T) for x in (to_unit(data.images), ZCAWhitening.fit(data, 1e-6)(to_unit(data.images)))
     )
     directions = torch.linalg.matrix_rank(before, atol=1e-4)
     values = torch.linalg.eigvalsh(after)[-directions:]
@@ -48,7 +48,7 @@ def test_whitening_equals_its_definition():
     centered = x - x.mean(0)
     u, s, _ = torch.linalg.svd(centered.T @ centered / 39)
     expected = centered @ (u @ torch.diag((s + 0.1).rsqrt()) @ u.T)
-    seen = ZCAWhitening.fitted(data)(to_unit(data.images)).flatten(1)
+    seen = ZCAWhitening.fit(data)(to_unit(data.images)).flatten(1)
     torch.testing.assert_close(seen.double(), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -60,5 +60,5 @@ def test_gradients_pass():
     assert not unit.grad[1].any()
 
 
-def test_equal_statistics_are_equal_views(digits):
+def test_equal_statistics_are_equal_transforms(digits):
     assert input_transform(digits, zca=False) == Normalize(digits.mean, digits.std)

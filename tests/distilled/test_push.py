@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 import tempfile
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from kinds import diffusion
 
-from hf_gdd import AutoGenerator, ConditionalGANGenerator, Recipe, load_distilled_dataset
+from hf_gdd import AutoGenerator, ConditionalGANGenerator, Recipe, load_distilled_dataset, push_distilled_dataset
+from hf_gdd.generators.sampling import changed_sampling
 from hf_gdd.hub.loading import LoadError
 from hf_gdd.hub.upload import PushError
 from hf_gdd.report import RANDOM_REAL, Report, Result
@@ -126,6 +129,12 @@ def visitor(shared_client):
     return shared_client()
 
 
+@pytest.fixture(scope="module")
+def away(shared_client, visitor):
+    """The visitor without a network."""
+    return shared_client(home=visitor.home, offline=True)
+
+
 def test_a_push_is_one_commit_of_all_that_was_saved(shared_hub, owner, tmp_path):
     sha = owner.run(push, 0, "me/one", commit_message="Here it is")
     assert shared_hub.head("me/one") == sha
@@ -135,7 +144,7 @@ def test_a_push_is_one_commit_of_all_that_was_saved(shared_hub, owner, tmp_path)
     assert all((tmp_path / name).read_bytes() == files[name] for name in FILES)
 
 
-def test_the_round_trip(shared_hub, shared_client, owner, visitor):
+def test_the_round_trip(shared_hub, owner, visitor, away):
     before = rows(load_distilled_dataset(made(), ipc=7))
     sha = owner.run(push, 0, "me/gen")
     fingerprint, origin, report = visitor.run(pull, "me/gen")
@@ -160,7 +169,6 @@ def test_the_round_trip(shared_hub, shared_client, owner, visitor):
 
     sha = shared_hub.head("me/sets", repo_type="dataset")
     assert visitor.run(licence_of, "me/sets", "ipc7") == (f"me/sets@{sha}:train", "mit")
-    away = shared_client(home=visitor.home, offline=True)
     assert away.run(materialize, "me/gen", ipc=7) == before
     assert away.run(pull, "me/gen")[0] == fingerprint
     assert away.run(stock, "me/sets", "ipc7") == before
@@ -196,7 +204,7 @@ def test_branches_pull_requests_and_private_repos(shared_hub, owner, visitor):
     with pytest.raises(LoadError, match=r"no model repo of that name can be seen.*if it is private, pass a token"):
         visitor.run(pull, "me/kinds")
     assert owner.run(pull, "me/kinds", revision="next")[0] == made(1).fingerprint
-    with pytest.raises(ValueError, match="leave revision out, or create_pr"):
+    with pytest.raises(ValueError, match="leave out revision or create_pr"):
         owner.run(push, 0, "me/kinds", create_pr=True, revision="next")
 
 
@@ -225,7 +233,7 @@ def test_a_failed_push_leaves_the_former_one_whole(shared_hub, owner, kind, meth
 
 
 def test_no_repo_to_push_to(owner, visitor):
-    with pytest.raises(PushError, match="is no repo id: pass one such as"):
+    with pytest.raises(PushError, match="is not a repo id: pass one such as"):
         owner.run(push, 0, "what ever")
     with pytest.raises(PushError, match=r"(?s)failed: .*hf auth login"):
         owner.run(push, 0, "someone/else")
@@ -240,15 +248,11 @@ def test_no_repo_to_push_to(owner, visitor):
         ("me/there", {"revision": "v9"}, "me/there has no revision 'v9'"),
         ("me/gated", {}, "me/gated is gated: ask for access on its page"),
         ("me/there", {"token": "hf_wrong"}, "The Hub refused the token for me/there: `hf auth login` again"),
-        (
-            "me/pickled",
-            {},
-            "holds no diffusion_pytorch_model.safetensors. Check the network and fetch it again",
-        ),
+        ("me/pickled", {}, "No diffusion_pytorch_model.safetensors found in"),
         ("me/foreign", {}, "describes a 'UNet2DModel', not a ConditionalGANGenerator"),
         ("me/there", {"subfolder": "../x"}, "leads out of me/there"),
-        ("me/there", {"subfolder": "x"}, "me/there holds no x/config.json, so it is no generator: check the repo"),
-        ("me/empty", {}, "holds no config.json"),
+        ("me/there", {"subfolder": "x"}, "No x/config.json found in me/there; not an hf_gdd generator"),
+        ("me/empty", {}, "No config.json found in me/empty"),
         ("../../nowhere", {}, "neither a local folder nor a repo id"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
@@ -268,26 +272,25 @@ def test_what_cannot_be_loaded_says_why(shared_hub, owner, visitor, repo, option
 
 
 @pytest.mark.parametrize("kind", [500, 503, "cut"])
-def test_a_download_that_fails_says_so(shared_hub, shared_client, owner, kind):
-    owner.run(push, 0, "me/flaky")
-    newcomer = shared_client()
+def test_a_download_that_fails_says_so(shared_hub, owner, visitor, kind):
+    repo = f"me/flaky-{kind}"
+    owner.run(push, 0, repo)
     shared_hub.fault(kind, method="GET", path=r"/resolve/.*safetensors", times=100)
     try:
         with pytest.raises(LoadError, match=r"(?s)me(/|--)flaky.*Check the network"):
-            newcomer.run(pull, "me/flaky")
+            visitor.run(pull, repo)
     finally:
         shared_hub.faults.clear()
-    assert newcomer.run(pull, "me/flaky")[0] == made(0).fingerprint
+    assert visitor.run(pull, repo)[0] == made(0).fingerprint
 
 
-def test_a_slow_download_arrives(shared_hub, shared_client, owner):
+def test_a_slow_download_arrives(shared_hub, owner, visitor):
     owner.run(push, 0, "me/slow")
     shared_hub.fault("slow", path=r"/resolve/.*safetensors", seconds=1.0)
-    assert shared_client().run(pull, "me/slow")[0] == made(0).fingerprint
+    assert visitor.run(pull, "me/slow")[0] == made(0).fingerprint
 
 
-def test_no_network_and_nothing_cached(shared_client):
-    away = shared_client(offline=True)
+def test_no_network_and_nothing_cached(away):
     with pytest.raises(LoadError, match=r"the Hub cannot be reached, and nothing is cached: check the network"):
         away.run(pull, "me/nowhere")
 
@@ -334,6 +337,25 @@ def test_the_owners_words_on_a_data_set_stay(shared_hub, owner):
         assert card.count(part) == 1, part
 
 
+def push_sets(repo, token=None, **sampling):
+    generator = diffusion()
+    sampling = changed_sampling(generator.sampling, **sampling)
+    push_distilled_dataset(generator, repo, ipc=2, sampling=sampling, token=token)
+
+
+def test_sets_pushed_by_an_earlier_version_are_the_same_sets(shared_hub, owner):
+    """It named the sampling's fields otherwise; a push of equal images changes nothing but these names."""
+    owner.run(push_sets, "me/former")
+    card = shared_hub.files("me/former", repo_type="dataset")["README.md"].decode()
+    former = card.replace("guidance_scale", "guidance").replace("num_inference_steps", "steps")
+    assert former != card
+    shared_hub.put("me/former", {"README.md": former.encode()}, repo_type="dataset")
+    with pytest.raises(ValueError, match="already holds ipc2, of other images"):
+        owner.run(push_sets, "me/former", guidance_scale=3.0)
+    owner.run(push_sets, "me/former")
+    assert shared_hub.files("me/former", repo_type="dataset")["README.md"].decode() == card
+
+
 def test_weights_of_another_library_are_not_even_fetched(shared_hub, visitor):
     config = (Path(__file__).parents[1] / "hub" / "hostile" / "other_library" / "config.json").read_bytes()
     shared_hub.put("me/strange", {"config.json": config, "diffusion_pytorch_model.safetensors": b"\0"})
@@ -350,6 +372,9 @@ def test_a_token_is_nowhere_to_be_read(shared_hub, owner, visitor, token):
     with pytest.raises(PushError) as failure:
         visitor.run(push, 0, "someone/else", token=token)
     assert token not in str(failure.value)
+    with pytest.raises(PushError, match="Failed at reading someone/else") as failure:
+        visitor.run(push_sets, "someone/else", token=f"{token}\n")  # which an HTTP client quotes when it refuses it
+    assert token not in "".join(traceback.format_exception(failure.value))
     for name, content in shared_hub.files("me/quiet").items():
         assert token.encode() not in content, name
     leaks = [path for path in Path(owner.home).rglob("*") if path.is_file() and token.encode() in path.read_bytes()]

@@ -1,4 +1,4 @@
-"""Sets that are made in parts: none is made twice, whoever was killed, failed or shared the work."""
+"""Sets are made in shards: none is made twice, whoever was killed, failed or shared the work."""
 
 import errno
 import multiprocessing
@@ -17,13 +17,14 @@ from kinds import gan
 
 import hf_gdd.distilled.builder
 import hf_gdd.distilled.shards
+import hf_gdd.utils.io
 from hf_gdd import GenerativeDistilledDataset, ImageTensors, load_distilled_dataset
-from hf_gdd.data.image_tensors import features
+from hf_gdd.data.decoding import dataset_features
 from hf_gdd.distilled.shards import ShardStore, ShardWriter
 from hf_gdd.generators.sampling import Sampling
 
-IPC, SIZE = 13, 5  # 39 images in 8 parts, the last of four, some of two classes
-PARTS = [range(start, min(start + SIZE, 39)) for start in range(0, 39, SIZE)]
+IPC, SIZE = 13, 5  # 39 images in 8 shards, the last of four, some of two classes
+SHARDS = [range(start, min(start + SIZE, 39)) for start in range(0, 39, SIZE)]
 
 
 class Fault(Exception):
@@ -32,8 +33,8 @@ class Fault(Exception):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(hf_gdd.distilled.builder, "PART", SIZE)
-    monkeypatch.setattr(hf_gdd.distilled.shards, "PIECE", 2)
+    monkeypatch.setattr(hf_gdd.distilled.builder, "SHARD_SIZE", SIZE)
+    monkeypatch.setattr(hf_gdd.distilled.shards, "ENCODE_SIZE", 2)
 
 
 def counting(at=None, act=None):
@@ -69,8 +70,8 @@ def content(data):
     return {Path(file["filename"]).name: Path(file["filename"]).read_bytes() for file in data.cache_files}
 
 
-def kept(folder):
-    """The files of finished parts."""
+def stored(folder):
+    """The files of finished shards."""
     return sorted(folder.rglob("*.parts/*/*.arrow"))
 
 
@@ -86,14 +87,14 @@ def in_child(function, *arguments, **options):
 def whole(tmp_path_factory):
     """The files of the set as one uninterrupted run makes them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_gdd.distilled.builder, "PART", SIZE)
+        patch.setattr(hf_gdd.distilled.builder, "SHARD_SIZE", SIZE)
         return content(make(tmp_path_factory.mktemp("whole"), gan()))
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, whole):
     assert in_child(make, tmp_path, counting(27, killed)) == -signal.SIGKILL
     # Rows 25 to 29 were being sampled, so 20 to 24 were not yet written.
-    assert [file.name for file in kept(tmp_path)] == [f"{p.start:09}-{p.stop:09}.arrow" for p in PARTS[:4]]
+    assert [file.name for file in stored(tmp_path)] == [f"{p.start:09}-{p.stop:09}.arrow" for p in SHARDS[:4]]
     generator = counting()
     assert content(make(tmp_path, generator)) == whole
     assert generator.asked == list(range(20, 39))
@@ -101,7 +102,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, whole):
 
 
 @pytest.mark.parametrize("stop", [Fault, KeyboardInterrupt])
-def test_what_stops_the_sampling_is_told_and_leaves_no_thread(tmp_path, whole, stop):
+def test_what_stops_the_sampling_is_reported_and_leaves_no_thread(tmp_path, whole, stop):
     def act():
         raise stop("in row 27")
 
@@ -114,7 +115,7 @@ def test_what_stops_the_sampling_is_told_and_leaves_no_thread(tmp_path, whole, s
     assert generator.asked == list(range(20, 39))
 
 
-def test_a_fault_of_the_encoding_is_told(tmp_path, monkeypatch):
+def test_a_fault_of_the_encoding_is_reported(tmp_path, monkeypatch):
     def spoiled(image):
         raise Fault("no memory to encode")
 
@@ -123,7 +124,7 @@ def test_a_fault_of_the_encoding_is_told(tmp_path, monkeypatch):
         make(tmp_path, gan())
     assert isinstance(raised.value.__cause__, Fault)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("encode")]
-    assert not kept(tmp_path)
+    assert not stored(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 2}, {"num_proc": 2}])
@@ -141,14 +142,14 @@ def test_other_means_go_on_with_the_same_parts(tmp_path, options):
     assert torch.equal(images, gan().sample(torch.arange(39) // IPC, torch.arange(39) % IPC))
 
 
-def test_two_processes_keep_their_parts(tmp_path):
+def test_two_processes_keep_their_shards(tmp_path):
     with pytest.raises(datasets.exceptions.DatasetGenerationError):
         make(tmp_path, counting(38, fail), num_proc=2)
-    there = len(kept(tmp_path))
+    there = len(stored(tmp_path))
     assert there >= 2
     generator = counting()
     make(tmp_path, generator)
-    assert len(generator.asked) == 39 - sum(len(rows) for rows in PARTS[:there])
+    assert len(generator.asked) == 39 - sum(len(rows) for rows in SHARDS[:there])
 
 
 def test_a_full_disk_leaves_the_parts_that_are_there(tmp_path, monkeypatch, whole):
@@ -161,10 +162,10 @@ def test_a_full_disk_leaves_the_parts_that_are_there(tmp_path, monkeypatch, whol
         replace(own, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf_gdd.distilled.shards.os, "replace", full)
-        with pytest.raises(OSError, match=r"left on device: .* holds the set a second time until it is") as told:
+        patch.setattr(hf_gdd.utils.io.os, "replace", full)
+        with pytest.raises(OSError, match=r"left on device: .* holds the set a second time until it is") as raised:
             make(tmp_path, generator)
-    assert told.value.errno == errno.ENOSPC
+    assert raised.value.errno == errno.ENOSPC
     folder = written[0].parent
     assert sorted(path for path in folder.iterdir() if ".arrow" in path.name) == sorted(written)
     again = counting()
@@ -177,7 +178,7 @@ def test_a_full_disk_leaves_the_parts_that_are_there(tmp_path, monkeypatch, whol
 )
 def test_a_damaged_part_is_made_again(tmp_path, whole, damage):
     in_child(make, tmp_path, counting(27, killed))
-    second = kept(tmp_path)[1]
+    second = stored(tmp_path)[1]
     second.write_bytes(damage(second.read_bytes()))
     generator = counting()
     assert content(make(tmp_path, generator)) == whole
@@ -190,29 +191,29 @@ def test_parts_of_other_images_are_not_taken(tmp_path):
         generator = counting()
         make(tmp_path, generator, **other)
         assert len(generator.asked) == 39
-    assert len(kept(tmp_path)) == 4
+    assert len(stored(tmp_path)) == 4
 
 
-def test_a_set_of_one_part_keeps_none(tmp_path, monkeypatch):
+def test_a_set_of_one_part_stores_none(tmp_path, monkeypatch):
     monkeypatch.setattr(ShardStore, "write", fail)
     load_distilled_dataset(gan(), ipc=1, cache_dir=tmp_path)
 
 
-# ---- what makes the parts
+# ---- the writer of shards
 
 
-def making(folder=None, generator=None):
+def writer(folder=None, generator=None):
     generator = generator or counting()
-    schema = features(generator.class_names).arrow_schema
+    schema = dataset_features(generator.class_names).arrow_schema
     return ShardWriter(generator, IPC, 0, generator.sampling, 512, SIZE, schema, ShardStore(folder) if folder else None)
 
 
 def test_the_generator_is_no_more_than_a_part_ahead():
-    made = making()
-    tables = made.tables(made.parts)
+    made = writer()
+    tables = made.tables(made.shards)
     for number, table in enumerate(tables):
         assert len(made.generator.asked) <= (number + 2) * SIZE
-        assert table["label"].to_pylist() == [row // IPC for row in PARTS[number]]
+        assert table["label"].to_pylist() == [row // IPC for row in SHARDS[number]]
 
 
 def test_a_part_is_read_as_it_was_written(tmp_path):
@@ -226,13 +227,21 @@ def test_a_part_is_read_as_it_was_written(tmp_path):
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["000000000-000000003.arrow"]
 
 
+def test_a_folder_that_another_process_removes_meanwhile_is_no_error(tmp_path, monkeypatch):
+    """It has completed the set, so the shard is not needed."""
+    files, replace = ShardStore(tmp_path / "new"), os.replace
+    monkeypatch.setattr(hf_gdd.utils.io.os, "replace", lambda *args: shutil.rmtree(files.folder) or replace(*args))
+    files.write(range(3), pa.table({"label": [1, 2, 3]}))
+    assert not files.folder.exists()
+
+
 def shared(folder, generator=None, done=lambda: False):
-    return list(making(folder, generator).share(done))
+    return list(writer(folder, generator).share(done))
 
 
 def test_what_one_process_is_making_another_leaves_alone(tmp_path):
     one, other = counting(), counting()
-    first, second = (making(tmp_path, generator).share(lambda: False) for generator in (one, other))
+    first, second = (writer(tmp_path, generator).share(lambda: False) for generator in (one, other))
     made = [next(first), *(next(second) for _ in range(6)), *first, *second]
     assert sum(made) == 39
     assert (one.asked, other.asked) == (list(range(10)), list(range(10, 39)))
@@ -246,7 +255,7 @@ def test_a_dead_process_leaves_its_part_to_others(tmp_path):
 
 
 def holding(folder, begun, seconds):
-    lock = ShardStore(folder).claim(PARTS[3])
+    lock = ShardStore(folder).claim(SHARDS[3])
     assert lock is not None
     begun.set()
     time.sleep(seconds)
@@ -262,12 +271,12 @@ def test_a_process_waits_for_the_last_part_only_while_its_maker_lives(tmp_path):
     generator = counting()
     shared(tmp_path, generator)
     holder.join()
-    assert generator.asked == [row for rows in (*PARTS[:3], *PARTS[4:], PARTS[3]) for row in rows]
+    assert generator.asked == [row for rows in (*SHARDS[:3], *SHARDS[4:], SHARDS[3]) for row in rows]
 
 
 def completing(folder, begun):
     files = ShardStore(folder / "parts")
-    lock = files.claim(PARTS[0])
+    lock = files.claim(SHARDS[0])
     assert lock is not None
     begun.set()
     time.sleep(0.3)
@@ -286,7 +295,7 @@ def test_a_process_that_waits_may_find_the_set_complete_and_its_parts_gone(tmp_p
     shared(tmp_path / "parts", generator, done=(tmp_path / "done").is_file)
     other.join()
     assert other.exitcode == 0
-    assert not set(generator.asked) & set(PARTS[0])
+    assert not set(generator.asked) & set(SHARDS[0])
 
 
 def test_nothing_is_made_of_a_set_that_is_complete(tmp_path):

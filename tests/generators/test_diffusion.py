@@ -11,7 +11,7 @@ from kinds import NAMES, diffusion, parts
 
 from hf_gdd import AutoGenerator, DiffusionGenerator, DiffusionSampling
 from hf_gdd.data.imagenet import SUBSETS, class_rows_of, synsets
-from hf_gdd.generators.diffusion import ancestral_step
+from hf_gdd.generators.denoising import ancestral_step
 from hf_gdd.generators.dit_pipeline import NULL_CLASS
 from hf_gdd.generators.noise import noise
 from hf_gdd.hub.loading import LoadError
@@ -54,7 +54,7 @@ def test_a_stock_repo_loads_with_all_its_classes(tmp_path):
     assert generator.config.class_rows == (0, 3, 7, 9)
     assert generator.sampling == DiffusionSampling(4.0, 50, "ddim")
     assert generator.method == "untrained"
-    (image,) = generator.sample(torch.tensor([1]), torch.tensor([0]), sampling=DiffusionSampling(steps=2))
+    (image,) = generator.sample(torch.tensor([1]), torch.tensor([0]), sampling=DiffusionSampling(num_inference_steps=2))
     assert DiffusionGenerator.from_pretrained(tmp_path).select(["OWL", "Tinca tinca"]).config.class_rows == (9, 0)
     assert image.shape == (3, 16, 16)
 
@@ -109,18 +109,18 @@ def test_classes_that_are_not_one_are_refused(wanted, words):
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("steps", [1000, 10])
 def test_ancestral_steps_are_those_of_diffusers(monkeypatch, learned, steps):
-    generator = torch.Generator().manual_seed(0)
-    latents, predicted, spread, drawn = (torch.randn(2, 3, 4, 4, generator=generator) for _ in range(4))
+    rng = torch.Generator().manual_seed(0)
+    latents, pred_noise, model_var, step_noise = (torch.randn(2, 3, 4, 4, generator=rng) for _ in range(4))
     scheduler = DDPMScheduler(
         clip_sample=False, timestep_spacing="linspace", variance_type="learned_range" if learned else "fixed_small"
     )
     scheduler.set_timesteps(steps)
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *sizes, **options: drawn)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *sizes, **options: step_noise)
     times = [*scheduler.timesteps.tolist(), -1]
     for place in (0, 4, steps - 2, steps - 1):
-        output = torch.cat([predicted, spread], 1) if learned else predicted
+        output = torch.cat([pred_noise, model_var], 1) if learned else pred_noise
         theirs = scheduler.step(output, times[place], latents).prev_sample
-        given = (predicted, spread if learned else None, times[place], times[place + 1], latents, drawn)
+        given = (pred_noise, model_var if learned else None, times[place], times[place + 1], latents, step_noise)
         torch.testing.assert_close(ancestral_step(scheduler.alphas_cumprod, *given), theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -137,9 +137,9 @@ def test_guidance_of_one_asks_the_model_once(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "fields"),
     [
-        ("guidance is 0.5", {"guidance": 0.5}),
-        ("steps is 0", {"steps": 0}),
-        ("steps is 2.5", {"steps": 2.5}),
+        ("guidance_scale is 0.5", {"guidance_scale": 0.5}),
+        ("num_inference_steps is 0", {"num_inference_steps": 0}),
+        ("num_inference_steps is 2.5", {"num_inference_steps": 2.5}),
         ("Unknown scheduler", {"scheduler": "euler"}),
     ],
 )
@@ -284,7 +284,7 @@ def test_training_drops_no_label_of_its_own():
 
 
 def test_a_multistep_scheduler_is_kept(tmp_path):
-    generator = diffusion(sampling={"scheduler": "dpm++", "steps": 3})
+    generator = diffusion(sampling={"scheduler": "dpm++", "num_inference_steps": 3})
     generator.save_pretrained(tmp_path)
     assert type(DiTPipeline.from_pretrained(tmp_path).scheduler) is DPMSolverMultistepScheduler
     assert AutoGenerator.from_pretrained(tmp_path).fingerprint == generator.fingerprint
@@ -293,7 +293,7 @@ def test_a_multistep_scheduler_is_kept(tmp_path):
 @pytest.mark.parametrize("saved", ["ddim", "ddpm", "dpm++"])
 def test_what_a_scheduler_was_saved_as_changes_no_other(tmp_path, saved):
     """Else two generators of one fingerprint, sampled alike, would make other images."""
-    generator = diffusion(sampling={"scheduler": saved, "steps": 4})
+    generator = diffusion(sampling={"scheduler": saved, "num_inference_steps": 4})
     generator.save_pretrained(tmp_path)
     loaded = AutoGenerator.from_pretrained(tmp_path)
     edit(tmp_path / "scheduler/scheduler_config.json", use_karras_sigmas=True, timestep_spacing="trailing")

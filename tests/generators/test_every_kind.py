@@ -58,7 +58,7 @@ def test_a_bank_may_have_hard_labels_alone(tmp_path):
     bank = AutoGenerator.from_pretrained(tmp_path)
     assert bank.soft_labels(*requests(1)) is None
     assert load_distilled_dataset(bank, ipc=2, cache_dir=tmp_path).column_names == ["image", "label"]
-    with pytest.raises(ValueError, match="no teacher came with it"):
+    with pytest.raises(ValueError, match="no teacher comes with it"):
         bank.label_images(bank.images[0], None)
 
 

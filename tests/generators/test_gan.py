@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_gdd import AutoGenerator
 from hf_gdd.generators.gan import MAX_SIZE, MIN_SIZE, ConditionalGANGenerator, Discriminator, map_sizes
-from hf_gdd.generators.pretrained import GRID_COLUMNS
+from hf_gdd.generators.base import GRID_COLUMNS
 from hf_gdd.generators.sampling import Sampling
 from hf_gdd.hub.loading import LoadError
 from hf_gdd.report import Report, Result
@@ -377,7 +377,7 @@ def test_a_flipped_bit_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(LoadError, match=r"not those that config.json names by their fingerprint.*save them again"):
+    with pytest.raises(LoadError, match=r"do not have the fingerprint that config.json names.*save them again"):
         AutoGenerator.from_pretrained(tmp_path)
 
 

@@ -1,18 +1,25 @@
 """Whatever is wrong with a folder, loading it is a LoadError that says what and what to do, never a wrong generator."""
 
 import json
+import os
 import pickle
+import random
+import sys
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
+from kinds import KINDS
 from safetensors.torch import load_file, save_file
 
 from hf_gdd import AutoGenerator
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.generators.pretrained import GeneratorModel
-from hf_gdd.hub.loading import FORMAT_VERSION, LoadError, resolve
+from hf_gdd.hub.files import FORMAT_VERSION
+from hf_gdd.hub.loading import LoadError, resolve
+from hf_gdd.report import Quality, Report, Result
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FIRST, BUFFER = "start.0.weight", "start.1.running_mean"
@@ -96,17 +103,17 @@ def test_a_local_folder_asks_no_network(monkeypatch, folder):
 
 def test_no_config(folder):
     (folder / "config.json").unlink()
-    with refused("saved", "no config.json", "save_pretrained"):
+    with refused("No config.json found in .*saved; not an hf_gdd generator", "save_pretrained"):
         AutoGenerator.from_pretrained(folder)
 
 
 def test_no_config_but_in_a_subfolder(folder):
-    with refused("no config.json", "did you mean", "'saved'"):
+    with refused("No config.json found", "Did you mean its subfolder 'saved'"):
         AutoGenerator.from_pretrained(folder.parent)
 
 
 def test_no_such_subfolder(folder):
-    with refused("other", "no config.json"):
+    with refused("No config.json found in .*other;"):
         AutoGenerator.from_pretrained(folder, subfolder="other")
 
 
@@ -231,15 +238,15 @@ def test_garbage_for_weights(folder):
 
 def test_no_weights(folder):
     (folder / WEIGHTS).unlink()
-    with refused(f"holds no {WEIGHTS}", "fetch it again"):
+    with refused(f"No {WEIGHTS} found in .*saved", "fetch it again"):
         AutoGenerator.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ("{}", ["is no index of shards", "save it again"]),
-        ("{", ["is no index of shards", "save it again"]),
+        ("{}", ["is not an index of shards", "save it again"]),
+        ("{", ["is not an index of shards", "save it again"]),
         ('{"weight_map": {"a": "w.bin"}}', ["names 'w.bin', no weights of this folder"]),
         ('{"weight_map": {"a": "../x.safetensors"}}', ["names '../x.safetensors'"]),
         ('{"weight_map": {"a": "diffusion_pytorch_model-00001-of-00002.safetensors"}}', ["names", "no weights"]),
@@ -292,7 +299,7 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
     torch.save({FIRST: Canary(song)}, path)
     (folder / "pytorch_model.bin").write_bytes(path.read_bytes())
     (folder / WEIGHTS).unlink()
-    with refused(f"holds no {WEIGHTS}", "is a pickle, which can run code and is never loaded"):
+    with refused(f"No {WEIGHTS} found", "is a pickle, which can run code and is never loaded"):
         AutoGenerator.from_pretrained(folder)
     assert not song.exists()
 
@@ -300,8 +307,142 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
 # ---- its report
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"results": [{}]}'])
-def test_damaged_report(folder, content):
-    (folder / "report.json").write_text(content)
-    with refused("report.json", "not a report"):
-        AutoGenerator.from_pretrained(folder)
+def reported(folder):
+    """Save the generator once more, with a report, and return both."""
+    generator = AutoGenerator.from_pretrained(folder)
+    row = {"name": "dim", "protocol": "fixed", "network": "n", "ipc": 1, "accuracies": (0.5, 0.6), "seeds": (0, 1)}
+    row |= {"generator_seed": 4, "steps": 1, "distinct_images": 3, "stored_bytes": 1, "seconds": 1.0}
+    results = (Result(**row, generator=generator.fingerprint),)
+    quality = Quality("dim", 1, 2, "n", (0,), {"diversity": (0.5,)})
+    generator.report = Report(results, "train", "test", {"lr": 0.1}, "real", "cpu", quality=(quality,))
+    generator.save_pretrained(folder)
+    return generator
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"{}",
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"results": [{}]}',
+        b'{"results": "text"}',
+        b'{"results": [], "recipe": ' + b"9" * 5000 + b"}",
+    ],
+    ids=range(10),
+)
+def test_a_damaged_report_is_left_out(folder, content, caplog):
+    generator = reported(folder)
+    assert AutoGenerator.from_pretrained(folder).report == generator.report
+    (folder / "report.json").write_bytes(content)
+    check_report_is_left_out(folder, generator, caplog)
+
+
+def check_report_is_left_out(folder, generator, caplog):
+    caplog.clear()
+    loaded = AutoGenerator.from_pretrained(folder)
+    assert (loaded.report, loaded.fingerprint) == (None, generator.fingerprint)
+    assert "report.json is damaged and left out" in caplog.text
+    loaded.save_pretrained(folder.parent / "again")
+    assert not (folder.parent / "again" / "report.json").exists()
+
+
+def test_a_report_that_was_cut_is_left_out(folder, caplog):
+    generator = reported(folder)
+    content = (folder / "report.json").read_bytes()
+    for length in range(1, len(content) - 2, len(content) // 7):
+        (folder / "report.json").write_bytes(content[:length])
+        check_report_is_left_out(folder, generator, caplog)
+
+
+@pytest.mark.parametrize("value", [None, {"x": ["y"]}], ids=str)
+def test_a_report_with_a_value_of_another_type_never_stops_weights(folder, value):
+    """Whatever the field; what can still be shown may be taken for a report."""
+    generator, path = reported(folder), folder / "report.json"
+    whole = json.loads(path.read_text())
+    places = [(), ("results", 0), ("quality", 0), ("quality", 0, "scores")]
+    for place, name in [(place, name) for place in places for name in at(whole, place)]:
+        content = json.loads(json.dumps(whole))
+        at(content, place)[name] = value
+        path.write_text(json.dumps(content))
+        loaded = AutoGenerator.from_pretrained(folder)
+        assert loaded.fingerprint == generator.fingerprint
+        loaded.save_pretrained(folder.parent / "again")
+
+
+def at(content, place):
+    for step in place:
+        content = content[step]
+    return content
+
+
+# ---- the state of the process
+
+
+def state():
+    """All that a load may change for the rest of the program."""
+    return {
+        "dtype": torch.get_default_dtype(),
+        "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
+        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+        "device": torch.get_default_device(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "determinism": torch.are_deterministic_algorithms_enabled(),
+        "init": [getattr(torch.nn.init, name) for name in ("normal_", "kaiming_uniform_", "xavier_uniform_")],
+        "register": (torch.nn.Module.register_parameter, torch.nn.Module.register_buffer),
+        "path": (list(sys.path), os.getcwd()),
+    }
+
+
+DAMAGE = {
+    "no network": lambda folder: break_config(folder),
+    "another network": lambda folder: configure(folder, class_names=["a", "b", "c", "d"]),
+    "cut": lambda folder: cut(weights_of(folder)),
+    "not finite": lambda folder: spoil(weights_of(folder)),
+    "missing": lambda folder: weights_of(folder).unlink(),
+    "fingerprint": lambda folder: configure(folder, fingerprint="0" * 64),
+}
+
+
+def break_config(folder):
+    """Let the constructor of a network refuse the config."""
+    if (folder / "transformer").is_dir():
+        configure(folder / "transformer", num_attention_heads=2.5)
+    else:
+        configure(folder, width=-1, teacher="no network")
+
+
+def weights_of(folder):
+    return sorted(folder.rglob(WEIGHTS))[0]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def spoil(path):
+    tensors = load_file(path)
+    tensor = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
+    tensor.view(-1)[:1] = float("nan")
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_refused_load_leaves_the_state_of_the_process(tmp_path, kind, dtype, damage):
+    """diffusers sets the default dtype to that of the weights while it builds a model, and forgets it if that fails."""
+    generator = KINDS[kind]()
+    generator.to(dtype=dtype)
+    generator.save_pretrained(tmp_path)
+    before = state()
+    AutoGenerator.from_pretrained(tmp_path)
+    assert state() == before
+    DAMAGE[damage](tmp_path)
+    with refused(tmp_path.name):
+        AutoGenerator.from_pretrained(tmp_path)
+    assert state() == before

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiTPipeline
 from kinds import diffusion, parts
 
-from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, DiffusionSampling, ImageTensors, classifiers
+from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, DiffusionSampling, ImageTensors
+from hf_gdd.classifiers.recipes import RECIPES, Recipe
 from hf_gdd.cli.main import main
 from hf_gdd.data.imagenet import SUBSETS
 from hf_gdd.generators.dit_pipeline import NULL_CLASS
@@ -21,14 +22,22 @@ from hf_gdd.training.trainer import Trainer
 from hf_gdd.utils.io import load_state
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)
-FAST = {"width": 16, "depth": 2, "heads": 2, "vae_width": 4, "latent_channels": 2, "sampling_steps": 2, "max_steps": 4}
+FAST = {
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "vae_width": 4,
+    "latent_channels": 2,
+    "num_inference_steps": 2,
+    "max_steps": 4,
+}
 FAST |= {"vae_batch_size": 20, "dit_batch_size": 20, "tune_batch_size": 20, "log_every": 1}
 FAST |= {"checkpoint_every": 1000, "picture_every": 1000}
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(Trainer, "_pictures", lambda self: None)
+    monkeypatch.setattr(Trainer, "save_pictures", lambda self: None)
 
 
 def make(folder, data=DIGITS, **overrides):
@@ -40,7 +49,7 @@ def first(tmp_path_factory):
     """The folder of a run whose first stages others start from."""
     folder = tmp_path_factory.mktemp("first") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_pictures", lambda self: None)
+        patch.setattr(Trainer, "save_pictures", lambda self: None)
         make(folder, method="dit", vae_epochs=8, dit_epochs=16, max_steps=80).fit()
     return str(folder)
 
@@ -48,7 +57,7 @@ def first(tmp_path_factory):
 def tuning(folder, first, **overrides):
     """A trainer at the beginning of its last stage."""
     trainer = make(folder, start_from=first, **overrides)
-    trainer._open(None)
+    trainer.open()
     return trainer
 
 
@@ -69,14 +78,14 @@ class Watched:
             return output
 
         monkeypatch.setattr(trainer.transformer, "forward", asking)
-        draw = trainer.draw
+        draw = trainer.sample_latents
         self.drawn = []
-        monkeypatch.setattr(trainer, "draw", lambda rows: self.drawn.append(draw(rows)) or self.drawn[-1])
+        monkeypatch.setattr(trainer, "sample_latents", lambda rows: self.drawn.append(draw(rows)) or self.drawn[-1])
 
     def restored(self, place):
         """The predicted clean latents of a step."""
         x, steps, _, output = self.asked[place]
-        alpha = self.trainer.noise_schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
+        alpha = self.trainer.networks.schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
         return ((x - (1 - alpha).sqrt() * output[:, :2]) / alpha.sqrt()).flatten(1)
 
 
@@ -100,7 +109,7 @@ def test_the_terms_are_those_of_the_equations(tmp_path, first, monkeypatch):
         terms = trainer.step(trainer.batches.next(20))
         clean, labels = watched.drawn[place]
         noisy, steps, _, output = watched.asked[place]
-        alpha = trainer.noise_schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
+        alpha = trainer.networks.schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
         noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
         torch.testing.assert_close(terms["noise"], F.mse_loss(output[:, :2], noise), atol=1e-4, rtol=1e-4)
         expected = by_hand(watched.restored(place), labels, real, generated, (0.5, 0.25))
@@ -212,7 +221,7 @@ def test_stages_follow_from_where_it_starts(tmp_path, first):
 
 
 def test_what_is_made_is_a_generator_of_these_classes(tmp_path):
-    trainer = make(tmp_path / "run", guidance=3.0)
+    trainer = make(tmp_path / "run", guidance_scale=3.0)
     generator = trainer.fit()
     assert generator.sampling == DiffusionSampling(3.0, 2, "dpm++")
     assert (generator.class_names, generator.image_shape) == (DIGITS.class_names, (1, 8, 8))
@@ -297,7 +306,7 @@ def test_latents_are_encoded_once_with_their_mirror_images(monkeypatch):
     latents = Latents(vae, DIGITS, flip=True)
     assert sum(calls) == 200
     rows, drawn = torch.tensor([3, 3]), torch.zeros(2, 2, 4, 4)
-    plain, mirrored = latents.draw(rows, torch.tensor([0.2, 0.7]), drawn)
+    plain, mirrored = latents.sample(rows, torch.tensor([0.2, 0.7]), drawn)
     with torch.no_grad():
         image = DIGITS.images[3:4].float() / 127.5 - 1
         expected = [encode(vae, x).latent_dist for x in (image, image.flip(3))]
@@ -305,9 +314,9 @@ def test_latents_are_encoded_once_with_their_mirror_images(monkeypatch):
     torch.testing.assert_close(mirrored, expected[1].mean[0])
     noise = torch.randn(2, 2, 4, 4)
     torch.testing.assert_close(
-        latents.draw(rows, torch.tensor([0.2, 0.7]), noise)[1], expected[1].mean[0] + expected[1].std[0] * noise[1]
+        latents.sample(rows, torch.tensor([0.2, 0.7]), noise)[1], expected[1].mean[0] + expected[1].std[0] * noise[1]
     )
-    many = latents.draw(torch.arange(100), torch.rand(100), torch.randn(100, 2, 4, 4)) * latents.scale
+    many = latents.sample(torch.arange(100), torch.rand(100), torch.randn(100, 2, 4, 4)) * latents.scale
     assert many.std() == pytest.approx(1, abs=0.1)
 
 
@@ -320,13 +329,13 @@ def test_without_mirror_images_there_are_none():
     vae = small_autoencoder((1, 8, 8), width=4, levels=2, channels=2)
     latents = Latents(vae, DIGITS, flip=False)
     drawn = torch.zeros(1, 2, 4, 4)
-    one, other = (latents.draw(torch.tensor([3]), torch.tensor([u]), drawn) for u in (0.0, 0.99))
+    one, other = (latents.sample(torch.tensor([3]), torch.tensor([u]), drawn) for u in (0.0, 0.99))
     assert torch.equal(one, other)
 
 
 def test_what_is_looked_at(tmp_path):
     trainer = make(tmp_path / "run")
-    trainer._open(None)
+    trainer.open()
     while_encoding = trainer.picture()
     trainer.state.stage = 1
     assert trainer.picture().height > while_encoding.height
@@ -344,7 +353,9 @@ def pretrained(tmp_path):
 
 def from_pretrained(folder, pretrained, data=DIGITS, **overrides):
     settings = {"pretrained": pretrained, "max_steps": 3, "tune_batch_size": 20}
-    return DiffusionMemoryTrainer(data, preset="paper", output_dir=folder, sampling_steps=2, **settings | overrides)
+    return DiffusionMemoryTrainer(
+        data, preset="paper", output_dir=folder, num_inference_steps=2, **settings | overrides
+    )
 
 
 def test_a_pretrained_model_is_tuned_in_part(tmp_path, pretrained):
@@ -376,7 +387,7 @@ def test_the_noise_of_a_pretrained_model_does_not_depend_on_its_sampler(tmp_path
     generator = diffusion(names=DIGITS.class_names, sampling={"scheduler": saved})
     generator.save_pretrained(tmp_path / "pretrained")
     trainer = from_pretrained(tmp_path / "run", str(tmp_path / "pretrained"))
-    trainer._open(None)
+    trainer.open()
     watched = Watched(trainer, monkeypatch)
     for _ in range(5):
         trainer.step(trainer.batches.next(20))
@@ -478,7 +489,7 @@ def test_a_model_without_learned_variance_is_tuned(tmp_path):
         ("real_weight is -1", {"real_weight": -1.0}),
         ("gen_memory is 0", {"gen_memory": 0}),
         ("ema_decay is 1", {"ema_decay": 1.0}),
-        ("guidance is 0", {"guidance": 0.0}),
+        ("guidance_scale is 0", {"guidance_scale": 0.0}),
         ("Unknown method", {"method": "maximin"}),
         ("Unknown memory_update", {"memory_update": "batch"}),
         ("not both", {"pretrained": "me/x", "start_from": "y"}),
@@ -515,15 +526,26 @@ def test_the_command_trains_and_repeats(tmp_path, monkeypatch, capsys):
         AutoGenerator.from_pretrained(f"{folder}/generator") for folder in ("runs/digits-minimax-tiny", "again")
     )
     assert one.fingerprint == other.fingerprint
-    made = ["materialize", "again/generator", "--ipc", "1", "--steps", "1", "--guidance", "1", "--scheduler", "ddim"]
+    made = [
+        "materialize",
+        "again/generator",
+        "--ipc",
+        "1",
+        "--num-inference-steps",
+        "1",
+        "--guidance-scale",
+        "1",
+        "--scheduler",
+        "ddim",
+    ]
     assert main(made) == 0
     assert main(["materialize", "again/generator", "--truncation", "0.5"]) == 2
-    assert "has no truncation, but guidance, steps, scheduler" in capsys.readouterr().err
-    monkeypatch.setitem(classifiers.RECIPES, "tiny", classifiers.Recipe(max_steps=3))
+    assert "has no truncation, but guidance_scale, num_inference_steps, scheduler" in capsys.readouterr().err
+    monkeypatch.setitem(RECIPES, "tiny", Recipe(max_steps=3))
     judged = ["evaluate", "again/generator", "--dataset", "digits", "--ipc", "2", "--networks", "convnet1", "--n", "1"]
-    assert main([*judged, "--recipe", "tiny", "--quality", "--guidance", "1", "--steps", "1"]) == 0
+    assert main([*judged, "--recipe", "tiny", "--quality", "--guidance-scale", "1", "--num-inference-steps", "1"]) == 0
     report = capsys.readouterr().out
-    assert "guidance=1.0, steps=1, scheduler=dpm++" in report
+    assert "guidance_scale=1.0, num_inference_steps=1, scheduler=dpm++" in report
     assert "| reconstruction | - | 360 |" in report
     assert main([*judged, "--classes", *"012345678", "unicorn"]) == 2
     assert "'unicorn' is none of the model's classes" in capsys.readouterr().err

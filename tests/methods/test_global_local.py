@@ -25,7 +25,7 @@ FAST |= {"checkpoint_every": 1000, "picture_every": 1000, "log_every": 3}
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(Trainer, "_pictures", lambda self: None)
+    monkeypatch.setattr(Trainer, "save_pictures", lambda self: None)
 
 
 def make(folder, data=DIGITS, **overrides):
@@ -35,7 +35,7 @@ def make(folder, data=DIGITS, **overrides):
 def opened(folder, stage, **overrides):
     """A trainer with everything built, at the beginning of a stage."""
     trainer = make(folder, **overrides)
-    trainer._open(None)
+    trainer.open()
     trainer.state.stage = [s.name for s in trainer.stages].index(stage)
     trainer.begin(trainer.stages[trainer.state.stage])
     return trainer
@@ -63,7 +63,7 @@ class Double:
             module.double()
         self.normals, self.draws, self.labels, self.uniforms, self.updates = [], [], [], [], []
         normal, draw, randint, rand = trainer.normal, Augment.draw, torch.randint, torch.rand
-        monkeypatch.setattr(trainer, "normal", lambda rows: kept(self.normals, normal(rows).double()))
+        monkeypatch.setattr(trainer, "normal", lambda *size: kept(self.normals, normal(*size).double()))
         monkeypatch.setattr(Augment, "draw", lambda *args: kept(self.draws, draw(*args)))
         monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: kept(self.labels, randint(*args, **kwargs)))
         monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: kept(self.uniforms, rand(*args, **kwargs)))
@@ -227,7 +227,7 @@ def test_zero_weights_do_no_matching(tmp_path, monkeypatch, settings):
 @pytest.mark.parametrize(
     ("settings", "terms"),
     [({}, {"global", "local"}), ({"method": "dim"}, {"global"}), ({"global_weight": 0.0}, {"local"})],
-    ids=str,
+    ids=["both", "dim", "local"],
 )
 def test_matching_happens_in_the_second_stage_alone(tmp_path, monkeypatch, settings, terms):
     names, advances, calls = work_done(tmp_path / "run", monkeypatch, **settings)
@@ -307,7 +307,7 @@ def test_the_generator_step_leaves_discriminator_and_match_network_alone(tmp_pat
 
 def test_matching_terms_reach_the_generator(tmp_path):
     trainer = opened(tmp_path / "run", "match")
-    fake = trainer.generator(trainer.generator.code(DIGITS.labels[:20], trainer.normal(20)))
+    fake = trainer.generator(trainer.generator.code(DIGITS.labels[:20], trainer.normal(20, 90)))
     for name, term in trainer.match(trainer.pool.advance(), DIGITS.images[:20].float() / 127.5 - 1, fake).items():
         (gradient,) = torch.autograd.grad(term, fake, retain_graph=True)
         assert gradient.abs().max() > 0, name
@@ -390,7 +390,7 @@ def source(tmp_path_factory):
     """The folder of a run of the first stage alone."""
     folder = tmp_path_factory.mktemp("source") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_pictures", lambda self: None)
+        patch.setattr(Trainer, "save_pictures", lambda self: None)
         make(folder, method="cgan").fit()
     return folder
 
@@ -441,7 +441,7 @@ def test_branches_see_the_same_noise_and_batches(tmp_path, source):
             return build()
 
         trainer.setup = setup
-        trainer.normal = lambda rows, normal=normal, record=record: kept(record, normal(rows))
+        trainer.normal = lambda *size, normal=normal, record=record: kept(record, normal(*size))
         trainer.fit()
         seen[method].append(trainer.generator.start[0].weight.detach().clone())
     continued, dim, both = (seen[name] for name in ("cgan-continued", "dim", "global-local"))
@@ -455,7 +455,7 @@ def test_branches_see_the_same_noise_and_batches(tmp_path, source):
     ("change", "message"),
     [
         ({"data": ImageTensors.from_dataset("digits").subset(10, 1)}, "another fingerprint; pass one on the same data"),
-        ({"width": 5}, "trained with width=4, not 5: its first stage is another one"),
+        ({"width": 5}, "trained with width=4, not 5: its stages are others"),
         ({"ema_decay": 0.5}, "trained with ema_decay=0.99, not 0.5"),
         ({"seed": 1}, "trained with seed=0, not 1"),
     ],
@@ -472,7 +472,7 @@ def test_an_unfinished_source_is_refused(tmp_path):
     unfinished.step = lambda indices: (_ for _ in ()).throw(RuntimeError("power cut"))
     with pytest.raises(RuntimeError, match="power cut"):
         unfinished.fit()
-    with pytest.raises(ValueError, match="has not finished its first stage: resume it first"):
+    with pytest.raises(ValueError, match="has not finished stage 'gan': resume it first"):
         make(tmp_path / "run", start_from=str(tmp_path / "source")).fit()
     assert not (tmp_path / "run").exists()
 
@@ -486,7 +486,7 @@ def test_what_is_held_out_must_be_held_out_in_the_source_too(tmp_path, source):
     assert not (tmp_path / "run").exists()
     make(tmp_path / "source", method="cgan", max_steps=2).fit(validate)
     make(tmp_path / "run", start_from=str(tmp_path / "source"), max_steps=2).fit(validate)
-    assert load_state(stage_file(tmp_path / "run", "match"))["at"]["total"] == 2
+    assert load_state(stage_file(tmp_path / "run", "match"))["state"]["global_step"] == 2
 
 
 def test_bf16_trains(tmp_path, monkeypatch):

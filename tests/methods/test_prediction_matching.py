@@ -14,13 +14,13 @@ from hf_gdd import (
     AutoGenerator,
     ImageTensors,
     PredictionMatchingTrainer,
-    classifiers,
-    cohort,
     evaluate,
     load_distilled_dataset,
 )
-from hf_gdd.classifiers.learner import NonFiniteLossError
+from hf_gdd.classifiers import ensemble
+from hf_gdd.classifiers.learner import Learner, NonFiniteLossError
 from hf_gdd.classifiers.networks import build_network, frozen
+from hf_gdd.classifiers.recipes import RECIPES, Recipe
 from hf_gdd.classifiers.teachers import Teachers
 from hf_gdd.cli.main import main
 from hf_gdd.data.normalization import input_transform
@@ -41,7 +41,7 @@ FAST |= {"log_every": 1, "checkpoint_every": 1000, "picture_every": 1000}
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(Trainer, "_pictures", lambda self: None)
+    monkeypatch.setattr(Trainer, "save_pictures", lambda self: None)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def opened(make):
 
     def at_start(**overrides):
         trainer = make(**overrides)
-        trainer._open(None)
+        trainer.open()
         (group,) = trainer.groups.own.values()
         trainer.train_students([(group, torch.arange(len(group.images)))])
         return trainer, group
@@ -244,8 +244,8 @@ def test_students_learn_from_the_images_that_the_iteration_moves(make, monkeypat
 
 def trained(monkeypatch):
     """Counts the steps that classifiers are trained."""
-    steps, step = [], classifiers.Learner.step
-    monkeypatch.setattr(classifiers.Learner, "step", lambda self, *args: steps.append(1) or step(self, *args))
+    steps, step = [], Learner.step
+    monkeypatch.setattr(Learner, "step", lambda self, *args: steps.append(1) or step(self, *args))
     return steps
 
 
@@ -278,7 +278,7 @@ def test_other_data_recipes_and_networks_have_teachers_of_their_own(tmp_path):
 
 def test_a_stopped_teacher_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_gdd.classifiers.teachers._SAVE_EVERY", 0)
-    whole, step, steps = teachers(tmp_path / "whole")[0], classifiers.Learner.step, []
+    whole, step, steps = teachers(tmp_path / "whole")[0], Learner.step, []
 
     def stop(self, *args):
         steps.append(1)
@@ -286,10 +286,10 @@ def test_a_stopped_teacher_goes_on_where_it_was(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(self, *args)
 
-    monkeypatch.setattr(classifiers.Learner, "step", stop)
+    monkeypatch.setattr(Learner, "step", stop)
     with pytest.raises(KeyboardInterrupt):
         _ = teachers(tmp_path / "cut")[0]
-    monkeypatch.setattr(classifiers.Learner, "step", step)
+    monkeypatch.setattr(Learner, "step", step)
     steps = trained(monkeypatch)
     resumed = teachers(tmp_path / "cut")[0]
     assert len(steps) == 2
@@ -313,7 +313,7 @@ def test_a_damaged_teacher_is_named(tmp_path):
 
 def in_step(monkeypatch):
     """Train together whatever can be."""
-    monkeypatch.setattr(cohort, "stacking_pays", lambda n, *args: n > 1)
+    monkeypatch.setattr(ensemble, "can_stack", lambda network, device: True)
 
 
 def assert_same_teachers(one, other, numbers=range(3)):
@@ -330,7 +330,7 @@ def test_teachers_trained_in_step_are_those_trained_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(
         Teachers, "_train", lambda self, begun, bar: parties.append([*begun]) or train(self, begun, bar)
     )
-    monkeypatch.setattr("hf_gdd.classifiers.ensemble._TOGETHER", 2)
+    monkeypatch.setattr("hf_gdd.classifiers.ensemble.MAX_STACK", 2)
     together.prepare(range(3))
     assert parties == [[0, 1], [2]]
     assert_same_teachers(alone, together)
@@ -339,7 +339,7 @@ def test_teachers_trained_in_step_are_those_trained_alone(tmp_path, monkeypatch)
 def test_teachers_go_on_together_from_one_place(tmp_path, monkeypatch):
     """Teacher 1 was stopped alone after one epoch, the others in step after two."""
     monkeypatch.setattr("hf_gdd.classifiers.teachers._SAVE_EVERY", 0)
-    whole, cut, step = teachers(tmp_path / "whole"), teachers(tmp_path / "cut"), cohort.ClassifierEnsemble.step
+    whole, cut, step = teachers(tmp_path / "whole"), teachers(tmp_path / "cut"), ensemble.ClassifierEnsemble.step
     whole.prepare(range(3))
     in_step(monkeypatch)
     for numbers, last in (([1], 4), ([0, 2], 6)):
@@ -351,10 +351,10 @@ def test_teachers_go_on_together_from_one_place(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return step(self, *args)
 
-        monkeypatch.setattr(cohort.ClassifierEnsemble, "step", stop)
+        monkeypatch.setattr(ensemble.ClassifierEnsemble, "step", stop)
         with pytest.raises(KeyboardInterrupt):
             cut.prepare(numbers)
-    monkeypatch.setattr(cohort.ClassifierEnsemble, "step", step)
+    monkeypatch.setattr(ensemble.ClassifierEnsemble, "step", step)
     assert len(list((tmp_path / "cut").rglob("*.partial"))) == 3
     parties, train = [], Teachers._train
     monkeypatch.setattr(
@@ -370,7 +370,7 @@ def test_teachers_go_on_together_from_one_place(tmp_path, monkeypatch):
 
 def test_of_teachers_in_step_only_what_diverged_is_lost(tmp_path, monkeypatch):
     in_step(monkeypatch)
-    built = Teachers._built
+    built = Teachers._build
 
     def spoiled(self, number):
         network = built(self, number)
@@ -378,7 +378,7 @@ def test_of_teachers_in_step_only_what_diverged_is_lost(tmp_path, monkeypatch):
             next(network.parameters()).data.fill_(torch.nan)
         return network
 
-    monkeypatch.setattr(Teachers, "_built", spoiled)
+    monkeypatch.setattr(Teachers, "_build", spoiled)
     made = teachers(tmp_path)
     with pytest.raises(NonFiniteLossError, match="teacher 1 are not finite"):
         made.prepare(range(3))
@@ -389,7 +389,7 @@ def test_students_of_groups_in_step_are_those_trained_alone(make, monkeypatch):
     settings = {"groups": 2, "image_batch": 6, "student_batch_size": 4}
     alone, together = make("alone", **settings), make("together", **settings)
     for trainer in (alone, together):
-        trainer._open(None)
+        trainer.open()
         rows = trainer.next_rows(trainer.stages[0])
         trainer.step(rows)
         in_step(monkeypatch)
@@ -417,10 +417,10 @@ def test_a_bank_begins_with_random_real_images_and_the_first_teachers_labels(mak
     assert "iterations" not in start.config.training
     teacher, images = deepcopy(trainer.teachers[0]).half().float(), to_unit(start.images.flatten(0, 1))
     with torch.no_grad(), frozen(teacher):
-        expected = teacher(trainer.view(images))[0]
+        expected = teacher(trainer.transform(images))[0]
     torch.testing.assert_close(start.labels.flatten(0, 1).float(), expected, atol=5e-3, rtol=2e-3)
     torch.testing.assert_close(
-        start.label(real.images, trainer.view).sort(0).values, start.labels.flatten(0, 1).sort(0).values
+        start.label_images(real.images, trainer.transform).sort(0).values, start.labels.flatten(0, 1).sort(0).values
     )
 
 
@@ -428,7 +428,7 @@ def test_a_bank_begins_with_random_real_images_and_the_first_teachers_labels(mak
 def test_the_bank_holds_the_images_as_pixels(make, tmp_path, zca):
     trainer = make(zca=zca, image_lr=20.0)
     bank = trainer.fit()
-    unit = trainer.view.inverse(trainer.groups.images()).clamp(0, 1).view(10, 2, 1, 8, 8)
+    unit = trainer.transform.inverse(trainer.groups.images()).clamp(0, 1).view(10, 2, 1, 8, 8)
     assert (to_unit(bank.images) - unit).abs().max() < 0.51 / 255
     start = AutoGenerator.from_pretrained(tmp_path / "run" / "start")
     assert (bank.images != start.images).float().mean() > 0.5
@@ -451,7 +451,7 @@ def test_noise_is_another_start(make, tmp_path):
 @pytest.mark.parametrize("group_by", ["images", "classes"])
 def test_groups_divide_the_bank(make, group_by):
     trainer = make(groups=2, group_by=group_by)
-    trainer._open(None)
+    trainer.open()
     rows = [group.rows for group in trainer.groups.own.values()]
     assert torch.equal(torch.cat(rows).sort().values, torch.arange(20))
     assert [len(part) for part in rows] == [10, 10]
@@ -502,7 +502,7 @@ def test_a_picture_shows_what_this_process_has(make, monkeypatch, group_by, size
     seen = []
     monkeypatch.setattr(prediction_matching, "image_grid", lambda *args: seen.append(args))
     trainer = make(groups=2, group_by=group_by, zca=True)
-    trainer._open(None)
+    trainer.open()
     del trainer.groups.own[1]
     trainer.picture()
     ((images, columns, names),) = seen
@@ -533,7 +533,7 @@ def fresh_gap(trainer, images, held_out):
     """How far four new students of these images are from their teachers on other real images, and their accuracy."""
     (own,) = trainer.groups.own.values()
     group, places = Group(own.rows, images, own.labels, Random(99)), torch.arange(len(images))
-    seen, gaps, right = trainer.view(to_unit(held_out.images)), [], []
+    seen, gaps, right = trainer.transform(to_unit(held_out.images)), [], []
     for _ in range(4):
         trainer.train_students([(group, places)])
         with torch.no_grad():
@@ -560,7 +560,7 @@ def test_students_of_matched_images_predict_more_like_a_teacher(make, monkeypatc
     monkeypatch.setattr(prediction_matching, "prediction_terms", lambda *args: only_the_class(terms(*args)))
     control = make("control", **settings)
     control.fit()
-    start = control.view(to_unit(AutoGenerator.from_pretrained(control.run.path / "start").images.flatten(0, 1)))
+    start = control.transform(to_unit(AutoGenerator.from_pretrained(control.run.path / "start").images.flatten(0, 1)))
     before, after, without = (
         fresh_gap(matched, images, held_out) for images in (start, matched.groups.images(), control.groups.images())
     )
@@ -585,7 +585,7 @@ def test_students_of_matched_images_predict_more_like_a_teacher(make, monkeypatc
         ("Unknown network 'convnet33'", {"network": "convnet33"}),
         ("ask for one an epoch at most", {"student_epochs": 4}),
         ("Unknown start", {"start": "mean"}),
-        ("unknown augmentation", {"augment": "blur"}),
+        ("Unknown augmentation", {"augment": "blur"}),
         ("augment 'imagenet' is for images in unit range", {"augment": "imagenet"}),
         ("student_lr is 0", {"student_lr": 0.0}),
     ],
@@ -635,9 +635,9 @@ def test_published_settings():
         assert (made.ipc, made.network, made.image_lr, made.student_lr, made.zca, made.image_batch) == row
         assert (made.preset, made.iterations, made.mid_gap, made.hard_weight) == (name, 2501, 2, 0.1)
         assert (made.snapshots, made.image_momentum, made.teachers, made.start) == (5, 0.5, 100, "real")
-        assert made.teacher_recipe == classifiers.Recipe(epochs=100, lr=0.05, **shared)
-        assert made.student_recipe == classifiers.Recipe(epochs=251, lr=made.student_lr, **shared)
-    assert classifiers.RECIPES["prediction-matching"] == classifiers.Recipe(epochs=1000, lr=0.02, **shared)
+        assert made.teacher_recipe == Recipe(epochs=100, lr=0.05, **shared)
+        assert made.student_recipe == Recipe(epochs=251, lr=made.student_lr, **shared)
+    assert RECIPES["prediction-matching"] == Recipe(epochs=1000, lr=0.02, **shared)
 
 
 def test_the_command_trains_judges_and_repeats(tmp_path, monkeypatch, capsys, cache):
@@ -652,7 +652,7 @@ def test_the_command_trains_judges_and_repeats(tmp_path, monkeypatch, capsys, ca
     assert main(["distill", "--config", folder, "--output-dir", "again", "--teacher-cache", cache]) == 0
     one, other = (AutoGenerator.from_pretrained(f"{path}/generator") for path in (folder, "again"))
     assert one.fingerprint == other.fingerprint
-    monkeypatch.setitem(classifiers.RECIPES, "tiny", classifiers.Recipe(max_steps=3))
+    monkeypatch.setitem(RECIPES, "tiny", Recipe(max_steps=3))
     judged = ["evaluate", "again/generator", "--dataset", "digits", "--networks", "convnet1", "--n", "1"]
     assert main([*judged, "--recipe", "tiny"]) == 0
     report = capsys.readouterr().out
@@ -672,7 +672,7 @@ def test_the_command_trains_judges_and_repeats(tmp_path, monkeypatch, capsys, ca
 
 def test_the_bank_is_judged_as_its_materialised_set(make, tmp_path):
     bank = make().fit()
-    test, settings = DIGITS.subset(5, 9), {"networks": "convnet1", "n": 2, "recipe": classifiers.Recipe(max_steps=20)}
+    test, settings = DIGITS.subset(5, 9), {"networks": "convnet1", "n": 2, "recipe": Recipe(max_steps=20)}
     rows = [
         evaluate(source, test, real=FEW, with_baselines=False, name="x", progress=False, **settings).results
         for source in (bank, load_distilled_dataset(bank, ipc=2, cache_dir=tmp_path))
@@ -689,7 +689,7 @@ def test_the_script_judges_banks_of_several_sizes_together(tmp_path, monkeypatch
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.setitem(PRESETS, "tiny", PRESETS["tiny"].changed(**FAST))
-    monkeypatch.setitem(classifiers.RECIPES, "tiny", classifiers.Recipe(max_steps=3))
+    monkeypatch.setitem(RECIPES, "tiny", Recipe(max_steps=3))
     told = {"ipcs": (1, 2), "networks": ("convnet1",), "cross": ("convnet2",), "n": 2, "zca": True}
     script.main(output_dir=tmp_path, teacher_cache=cache, **told)
     table = capsys.readouterr().out
@@ -701,7 +701,7 @@ def test_the_script_judges_banks_of_several_sizes_together(tmp_path, monkeypatch
     assert len(rows) == len(expected)
     assert "whitened" in table
     assert "1.4% of the images" in table
-    monkeypatch.setattr(classifiers.Learner, "step", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(Learner, "step", lambda *args: pytest.fail("trained again"))
     script.main(output_dir=tmp_path, teacher_cache=cache, **told)
     assert capsys.readouterr().out == table
     assert AutoGenerator.from_pretrained(tmp_path / "ipc2" / "generator").report is not None

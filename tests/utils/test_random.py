@@ -1,61 +1,65 @@
-"""The noise is normal, independent between its keys, and a function of them alone."""
+"""Seeds, hashing and resumable random number generators."""
 
 import pytest
 import torch
 
-from hf_gdd.generators.noise import noise
+from hf_gdd.utils.random import Random, check_seed, derive_seed, mix64, seeded, shift_right
 
 
-def test_moments_and_tails_are_normal():
-    labels = torch.arange(10).repeat_interleave(1000)
-    indices = torch.arange(1000).repeat(10)
-    x = noise(0, labels, indices, (90,)).double()
-    assert abs(x.mean()) < 5e-3
-    assert abs(x.std() - 1) < 5e-3
-    assert abs((x**4).mean() - 3) < 0.05
-    assert ((x.abs() > 3).double().mean() - 0.0027).abs() < 3e-4
-    correlation = torch.corrcoef(x.T)
-    assert (correlation - torch.eye(90)).abs().max() < 0.06
+def test_shifts_fill_with_zeros():
+    x = torch.tensor([-1, 8])
+    assert shift_right(x, 1).tolist() == [2**63 - 1, 4]
 
 
-@pytest.mark.parametrize("key", ["seed", "label", "index", "stream"])
-def test_every_part_of_the_key_gives_unrelated_noise(key):
-    def draw(seed=0, label=1, index=2, stream=3):
-        return noise(seed, torch.tensor([label]), torch.tensor([index]), (4000,), stream)[0]
-
-    a, b = draw(), draw(**{key: 4})
-    assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.06
-    assert torch.equal(a, draw())
+def test_hashes_are_those_of_splitmix64():
+    """The first two outputs of the published generator at seed 0."""
+    golden = 0x9E3779B97F4A7C15 - (1 << 64)
+    states = torch.tensor([1, 2]) * golden
+    assert [value % 2**64 for value in mix64(states).tolist()] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
-def test_neighbouring_keys_never_collide():
-    labels = torch.arange(100).repeat_interleave(300)
-    indices = torch.arange(300).repeat(100)
-    first = torch.cat([noise(s, labels, indices, (2,), t) for s in range(3) for t in range(2)])
-    assert len(first.unique(dim=0)) == len(first)
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_is_refused(seed):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 2\*\*63\)"):
+        check_seed(seed)
+    check_seed(0)
+    check_seed(2**63 - 1)
 
 
-def test_an_image_keeps_its_noise_in_any_batch():
-    labels, indices = torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2, 6, 5, 3])
-    whole = noise(7, labels, indices, (3, 5))
-    alone = torch.cat([noise(7, labels[i : i + 1], indices[i : i + 1], (3, 5)) for i in range(5)])
-    assert whole.shape == (5, 3, 5)
-    assert torch.equal(whole, alone)
+def test_derived_seeds_differ_and_never_change():
+    """A change of derived seeds changes every published generator: it must never happen unnoticed."""
+    keys = [(seed, *parts) for seed in range(4) for parts in [(), (0,), (1,), (0, 0), (0, 1), (1, 0)]]
+    seeds = [derive_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1, 2, 3) == PINNED
 
 
-def test_values_are_pinned():
-    """A change of the noise changes every published data set: it must never happen unnoticed."""
-    x = noise(1, torch.tensor([2]), torch.tensor([3]), (4,), stream=5)[0]
-    assert x.dtype == torch.float32
-    torch.testing.assert_close(x, torch.tensor(PINNED), rtol=0, atol=1e-6)
+def test_a_block_is_seeded_and_the_global_generator_restored():
+    state = torch.get_rng_state()
+    draws = []
+    for seed in (5, 5, 6):
+        with seeded(seed):
+            draws.append(torch.rand(3))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), state)
+    with seeded(None):
+        torch.rand(1)
+    assert not torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_devices_agree_to_rounding():
-    labels, indices = torch.arange(64), torch.arange(64) * 7
-    cpu = noise(3, labels, indices, (90,))
-    torch.testing.assert_close(noise(3, labels.cuda(), indices.cuda(), (90,)).cpu(), cpu, rtol=1e-5, atol=1e-5)
+def test_a_state_is_resumed():
+    first, second = Random(3), Random(4)
+    first.integer(9)
+    second.load_state_dict(first.state_dict())
+    assert [first.integer(1000) for _ in range(5)] == [second.integer(1000) for _ in range(5)]
+    assert torch.equal(torch.rand(4, generator=first.rng), torch.rand(4, generator=second.rng))
 
 
-PINNED = [0.4307861626, 1.5989922285, 2.4309217930, -0.0855987370]
+def test_streams_of_one_seed_are_unrelated():
+    draws = [torch.rand(2, generator=rng) for stream in range(2) for rng in vars(Random(3, stream=stream)).values()]
+    assert len(torch.stack(draws).unique(dim=0)) == 4
+
+
+PINNED = 1865119310891967314

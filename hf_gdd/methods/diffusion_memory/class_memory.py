@@ -12,20 +12,20 @@ EVICT = ("redundant", "oldest")
 
 
 class ClassMemory:
-    """For every class at most `capacity` latents, as unit vectors; what is too many leaves by a rule.
+    """At most `capacity` latents of every class, as unit vectors; the rest is evicted by a rule.
 
-    `redundant`: the member with the largest sum of cosines to all members, again and again (the self-adaptive memory of
-    the public code of arXiv 2505.19469); of equals the first to come. `oldest`: first in, first out (Minimax, Gu et
-    al., 2024, arXiv 2311.15529). All members rest in one buffer on the device, beside the cosines between them, of
-    which an insertion computes only its own rows; nothing waits for a GPU.
+    `redundant` evicts the member with the largest sum of cosines to all members, again and again (the self-adaptive
+    memory of the public code of arXiv 2505.19469); of equals the one that came first. `oldest` is first in, first out
+    (Minimax, Gu et al., 2024, arXiv 2311.15529). All members are in one buffer on the device, beside the cosines
+    between them, of which an insertion computes only its own rows; nothing waits for a GPU.
 
     Args:
         num_classes: K.
-        size: of a flattened latent.
-        capacity: members that remain of each class after `update`.
+        size: elements of a flattened latent.
+        capacity: members of each class that remain after `update`.
         evict: `redundant` or `oldest`.
-        waiting: the most latents of one class that come between two updates; room is made for them.
-        device: where the latents are.
+        waiting: largest number of latents of one class that come between two updates.
+        device: device of the latents.
 
     """
 
@@ -52,17 +52,18 @@ class ClassMemory:
         self.arrivals = torch.zeros((), dtype=torch.int64, device=device)
 
     def compare(self, latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of latents [B, ...] with the places of their own class, and which of these hold a member.
+        """Compare latents [B, ...] with the members of their own class.
 
         Returns:
-            Cosines [B, capacity + waiting], differentiable in `latents` alone, and a mask of the same shape.
+            Cosines with every place of the class's memory [B, capacity + waiting], differentiable in `latents` alone,
+            and a mask of the same shape that is true where a place holds a member.
 
         """
         return self._cosines(_unit(latents), labels), self.held[labels]
 
     @torch.no_grad()
     def add(self, latents: Tensor, labels: Tensor) -> None:
-        """Let latents [B, ...] of these classes [B] wait for the next `update`."""
+        """Insert latents [B, ...] of these classes [B]; they become members at the next `update`."""
         vectors, rows = _unit(latents), torch.arange(len(labels), device=labels.device)
         empty_first = (self.arrival >= 0).to(torch.uint8).sort(dim=1, stable=True).indices
         of_same_class_before = (labels[:, None] == labels).tril(-1).sum(1)
@@ -76,7 +77,7 @@ class ClassMemory:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Make members of those that wait, and evict until no class has more than `capacity`."""
+        """Turn waiting latents into members, and evict until no class has more than `capacity`."""
         if self.evict == "oldest":
             newest = self.arrival.topk(self.capacity, dim=1).indices
             stays = torch.zeros_like(self.held).scatter(1, newest, True)
@@ -100,24 +101,24 @@ class ClassMemory:
             self.arrival[classes, victim] = torch.where(too_many, -1, self.arrival[classes, victim])
 
     def _cosines(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        """Of unit vectors [B, size] with all places of their class: one product with everything is the fastest."""
-        products = vectors @ self.rows.flatten(0, 1).T
+        """Return cosines of unit vectors [B, size] with all places of their class, [B, places]."""
+        products = vectors @ self.rows.flatten(0, 1).T  # with all classes: one large product is the fastest
         rows = torch.arange(len(labels), device=labels.device)
         return products.unflatten(1, self.arrival.shape)[rows, labels]
 
     def mean_cosine(self) -> Tensor:
-        """The mean cosine of two different members of a class, over all classes: 1 if all are alike."""
+        """Return the mean cosine of two different members of a class, over all classes: 1 if all are equal."""
         pairs = self.held[:, :, None] & self.held[:, None, :]
         pairs &= ~torch.eye(pairs.shape[1], dtype=torch.bool, device=pairs.device)
         return (self.cosines * pairs).sum() / pairs.sum().clamp(min=1)
 
     def mean_age(self) -> Tensor:
-        """How many insertions ago, into any class, its members came, on average."""
+        """Return the mean age of the members, in insertions into any class."""
         ages = (self.arrivals - self.arrival) * self.held
         return ages.sum() / self.held.sum().clamp(min=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Members, those that wait, and their order."""
+        """Return members, waiting latents, and their order."""
         return {name: getattr(self, name) for name in ("rows", "cosines", "arrival", "held", "arrivals")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -28,12 +28,18 @@ PUBLISHED = {"facebook/DiT-XL-2-256": ("refs/pr/1", "cc-by-nc-4.0")}
 )
 @dataclass(frozen=True)
 class DiffusionMemoryConfig(TrainingConfig):
-    """Settings of the stages `vae`, `dit` and `tune`; the defaults of the last are those of the public code."""
+    """Settings of the stages `vae`, `dit` and `tune`; the defaults of the last are those of the public code.
+
+    Example:
+        config = DiffusionMemoryTrainer.configure("tiny", method="minimax")
+        trainer = DiffusionMemoryTrainer("digits", config=config, output_dir="runs/minimax")
+
+    """
 
     preset: Literal["paper", "lite", "tiny"] = "paper"
-    """`paper` tunes a pretrained DiT-XL/2 on a GPU, `lite` trains small networks for 32 px and more, `tiny` for digits"""
+    """`paper` tunes a pretrained DiT-XL/2 on a GPU, `lite` trains from scratch at 32 px and more, `tiny` on digits"""
     method: Literal["self-adaptive", "minimax", "dit"] = "self-adaptive"
-    """`self-adaptive` evicts the most redundant member of a memory, `minimax` the oldest; `dit` has no memory: the control"""
+    """memories evict the most redundant member (`self-adaptive`) or the oldest (`minimax`); `dit` has none"""
     pretrained: str | None = "facebook/DiT-XL-2-256"
     """folder or repo id of a `DiTPipeline` to tune; None to train networks from scratch"""
     pretrained_revision: str | None = None
@@ -41,7 +47,7 @@ class DiffusionMemoryConfig(TrainingConfig):
     pretrained_license: str | None = None
     """license of that model, listed beside the data set's; for a model of PUBLISHED its own"""
     classes: tuple[str, ...] = ()
-    """classes of the pretrained model that are the data set's, in order, by name or WordNet id; its own names if empty"""
+    """classes of the pretrained model, by name or WordNet id, in the data set's order; by its class names if empty"""
     tuning: Literal["difffit", "full"] = "difffit"
     """what stage `tune` trains: biases, label table and factors (`difffit`), or everything (`full`)"""
     vae_width: int = 32
@@ -93,7 +99,7 @@ class DiffusionMemoryConfig(TrainingConfig):
     gen_memory: int = 64
     """predicted latents remembered of each class"""
     memory_update: Literal["step", "epoch"] = "step"
-    """`step`, as the public code evicts, or `epoch`, as the paper has it: what an epoch brings counts from the next on"""
+    """`step`, as in the public code, or `epoch`, as in the paper: latents of an epoch count from the next on"""
     guidance_scale: float = 4.0
     """guidance scale of the generator's own sampling, see `DiffusionSampling`"""
     num_inference_steps: int = 50

@@ -1,4 +1,4 @@
-"""The diffusion transformer as it is trained, and back to the layout that a stock `DiTPipeline` loads."""
+"""Prepare a diffusion transformer for training, and bring it back to the layout of a stock `DiTPipeline`."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,10 +13,10 @@ from hf_gdd.generators.dit_pipeline import NULL_CLASS
 def small_transformer(
     channels: int, size: int, *, width: int, depth: int, heads: int, patch_size: int
 ) -> DiTTransformer2DModel:
-    """An untrained DiT on latents [channels, size, size] that also predicts its variance.
+    """Build an untrained DiT on latents [channels, size, size] that also predicts its variance.
 
-    It is initialized as the DiT paper says (Peebles & Xie, 2023, Sec. 3.2, adaLN-Zero): every block begins as the
-    identity and the output as zero. diffusers by itself does not do that.
+    It is initialized as in the DiT paper (Peebles & Xie, 2023, Sec. 3.2, adaLN-Zero), which diffusers does not do:
+    every block begins as the identity, and the output as zero.
     """
     transformer = DiTTransformer2DModel(
         num_attention_heads=heads,
@@ -44,11 +44,11 @@ def small_transformer(
 
 
 class DiffFitLinear(nn.Module):
-    """A linear layer with learned factors on its output (DiffFit, Xie et al., 2023); `folded` is a plain layer again.
+    """A linear layer with learned factors on its output (DiffFit, Xie et al., 2023).
 
     Args:
         linear: the layer.
-        count: of the factors on each output, all 1 at first.
+        count: number of factors on each output, all 1 at first.
 
     """
 
@@ -58,26 +58,26 @@ class DiffFitLinear(nn.Module):
         self.gammas = nn.ParameterList(torch.ones_like(linear.bias) for _ in range(count))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output times its factors."""
+        """Return the layer's output times its factors."""
         return self.linear(x) * self._factor()
 
     def _factor(self) -> Tensor:
         return torch.stack(tuple(self.gammas)).prod(0)
 
     @torch.no_grad()
-    def folded(self) -> nn.Linear:
-        """A linear layer that computes the same."""
-        folded, factor = deepcopy(self.linear), self._factor()
-        folded.weight.mul_(factor[:, None])
-        folded.bias.mul_(factor)
-        return folded
+    def merge(self) -> nn.Linear:
+        """Return a plain linear layer that computes the same."""
+        merged, factor = deepcopy(self.linear), self._factor()
+        merged.weight.mul_(factor[:, None])
+        merged.bias.mul_(factor)
+        return merged
 
 
 def prepare_for_training(transformer: DiTTransformer2DModel, scaled: bool) -> DiTTransformer2DModel:
-    """Share one embedder of step and label between the blocks, and let it drop no labels; changes its argument.
+    """Share one embedder of timestep and label between the blocks, without label dropout; in place.
 
-    diffusers gives each block an embedder of its own, with equal weights at first, which drops labels independently of
-    the others: training would part them, and mix conditions within one sample.
+    diffusers gives each block its own embedder. They have equal weights at first but drop labels independently:
+    training would let them diverge, and mix conditions within one sample.
 
     Args:
         transformer: from a checkpoint or untrained.
@@ -99,11 +99,11 @@ def prepare_for_training(transformer: DiTTransformer2DModel, scaled: bool) -> Di
 
 
 def to_stock_layout(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel:
-    """Turn it into the stock model that computes the same: an embedder for each block, factors folded into weights."""
+    """Convert in place to the stock model that computes the same: embedders untied, factors merged."""
     for parent in list(transformer.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, DiffFitLinear):
-                setattr(parent, name, child.folded())
+                setattr(parent, name, child.merge())
     for block in transformer.transformer_blocks:
         block.norm1.emb = deepcopy(block.norm1.emb)
         block.norm1.emb.class_embedder.dropout_prob = 0.1  # what diffusers sets, which keeps the null row
@@ -111,7 +111,7 @@ def to_stock_layout(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel
 
 
 def tuned_parameters(transformer: DiTTransformer2DModel, tuning: str) -> Iterator[nn.Parameter]:
-    """What `tuning` trains: `full` all but factors; `difffit` biases, label table and factors."""
+    """Yield the parameters that `tuning` trains: `full` all but factors; `difffit` biases, label table and factors."""
     for name, parameter in transformer.named_parameters():
         factor = ".gammas." in name
         if not factor if tuning == "full" else factor or name.endswith(("bias", "embedding_table.weight")):
@@ -119,5 +119,12 @@ def tuned_parameters(transformer: DiTTransformer2DModel, tuning: str) -> Iterato
 
 
 def null_labels(labels: Tensor, drop: Tensor) -> Tensor:
-    """Labels [B] with those of `drop` [B] replaced by the null class."""
+    """Replace labels [B] by the null class where `drop` [B] is true."""
     return labels.masked_fill(drop, NULL_CLASS)
+
+
+@torch.no_grad()
+def copy_parameters(parameters: nn.ParameterList, values: nn.ParameterList) -> None:
+    """Set parameters to the values of others."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

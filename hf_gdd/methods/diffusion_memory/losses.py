@@ -1,4 +1,4 @@
-"""Losses of the diffusion methods, as pure functions."""
+"""Losses of the diffusion methods, as pure functions of tensors; each returns a scalar."""
 
 import math
 from collections.abc import Callable
@@ -10,83 +10,83 @@ from hf_gdd.utils.device import at_least_float32
 
 
 def representativeness_loss(cosines: Tensor, held: Tensor, labels: Tensor) -> Tensor:
-    """How far a class of predicted latents is from the real memory it is least like (L_real of arXiv 2311.15529).
+    """Pull each class toward the real member it is least similar to (L_real of Minimax, arXiv 2311.15529).
 
-    For each class of the batch 1 - the least cosine between any of its latents and any member of its memory; the mean
-    over the batch's classes, of which those with an empty memory count 0.
+    For each class of the batch: 1 minus the smallest cosine between any of its latents and any member of its memory,
+    averaged over the batch's classes; a class with an empty memory counts 0.
 
     Args:
-        cosines: of each latent with each place of its class's memory, [B, M].
-        held: which places hold a member, [B, M].
-        labels: [B].
+        cosines: cosines of each latent with each place of its class's memory, [B, M].
+        held: true where a place holds a member, [B, M].
+        labels: int64 [B].
 
     """
-    least = cosines.masked_fill(~held, 2.0).amin(1)  # above any cosine
-    return _mean_over_classes(1 - _within_classes(least, labels, torch.amin), held, labels)
+    smallest = cosines.masked_fill(~held, 2.0).amin(1)  # above any cosine
+    return _mean_over_classes(1 - _within_classes(smallest, labels, torch.amin), held, labels)
 
 
 def diversity_loss(cosines: Tensor, held: Tensor, labels: Tensor) -> Tensor:
-    """How like a class of predicted latents is to the generated memory it is most like (L_gen of arXiv 2311.15529).
+    """Push each class away from the generated member it is most similar to (L_gen of Minimax, arXiv 2311.15529).
 
-    For each class of the batch the largest cosine; the rest and the arguments are as in `representativeness_loss`.
+    For each class of the batch the largest cosine; averages and arguments are those of `representativeness_loss`.
     """
-    most = cosines.masked_fill(~held, -2.0).amax(1)
-    return _mean_over_classes(_within_classes(most, labels, torch.amax), held, labels)
+    largest = cosines.masked_fill(~held, -2.0).amax(1)
+    return _mean_over_classes(_within_classes(largest, labels, torch.amax), held, labels)
 
 
 def _within_classes(values: Tensor, labels: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """The extreme of each item's class, [B]."""
+    """Return the extreme value of each item's class, [B]."""
     other = 2.0 if reduce is torch.amin else -2.0
     return reduce(torch.where(labels[:, None] == labels, values, other), 1)
 
 
 def _mean_over_classes(values: Tensor, held: Tensor, labels: Tensor) -> Tensor:
-    """The mean over classes of a value that all items of a class share, 0 where nothing is held."""
+    """Return the mean over classes of a value that all items of a class share, 0 where nothing is held."""
     weights = 1 / (labels[:, None] == labels).sum(1)
     return (weights * torch.where(held.any(1), values, 0)).sum() / weights.sum()
 
 
 def variance_bound(
-    noise: Tensor, spread: Tensor, clean: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor
+    pred_noise: Tensor, model_var: Tensor, clean: Tensor, noisy: Tensor, timesteps: Tensor, alphas: Tensor
 ) -> Tensor:
-    """What a diffusion model's learned variance is trained by: the variational bound, in bits a dimension.
+    """Train a diffusion model's learned variance by the variational bound, in bits per dimension.
 
-    Nichol & Dhariwal, 2021 (arXiv 2102.09672), Eq. 15, with the mean held fixed and no weight, as DiT has it.
+    Nichol & Dhariwal, 2021 (arXiv 2102.09672), Eq. 15, with the mean held fixed and no weight, as in DiT.
 
     Args:
-        noise: predicted, [B, c, h, w]; no gradient passes to it.
-        spread: where between the least and the largest log variance the model puts itself, -1 to 1, [B, c, h, w].
-        clean: the true latents.
-        noisy: the same at these steps.
-        steps: int64 [B].
-        alphas: cumulative products of all steps.
+        pred_noise: predicted noise, [B, c, h, w]; no gradient passes to it.
+        model_var: position of the log variance between its bounds, -1 to 1, [B, c, h, w].
+        clean: clean latents, [B, c, h, w].
+        noisy: latents at these timesteps, [B, c, h, w].
+        timesteps: int64 [B].
+        alphas: cumulative products of the noise schedule, [T].
 
     """
-    alphas, noise = alphas.double(), noise.detach()
-    before = torch.cat([alphas.new_ones(1), alphas[:-1]])
-    betas = 1 - alphas / before
-    least = betas * (1 - before) / (1 - alphas)
-    least[0] = least[1]  # the first step's is 0, of which there is no logarithm
-    a, b, log_least, log_largest = (
-        x[steps].float().view(-1, 1, 1, 1) for x in (alphas, before, least.log(), betas.log())
+    alphas, pred_noise = alphas.double(), pred_noise.detach()
+    alphas_prev = torch.cat([alphas.new_ones(1), alphas[:-1]])
+    betas = 1 - alphas / alphas_prev
+    lower = betas * (1 - alphas_prev) / (1 - alphas)
+    lower[0] = lower[1]  # the first step's is 0, which has no logarithm
+    alpha, alpha_prev, log_lower, log_upper = (
+        x[timesteps].float().view(-1, 1, 1, 1) for x in (alphas, alphas_prev, lower.log(), betas.log())
     )
-    beta = 1 - a / b
+    beta = 1 - alpha / alpha_prev
 
-    def mean(start: Tensor) -> Tensor:
-        return (b.sqrt() * beta * start + (a / b).sqrt() * (1 - b) * noisy) / (1 - a)
+    def posterior_mean(x0: Tensor) -> Tensor:
+        return (alpha_prev.sqrt() * beta * x0 + (alpha / alpha_prev).sqrt() * (1 - alpha_prev) * noisy) / (1 - alpha)
 
-    predicted = mean((noisy - (1 - a).sqrt() * noise) / a.sqrt())
-    share = (at_least_float32(spread) + 1) / 2
-    log_variance = share * log_largest + (1 - share) * log_least
-    gap = (mean(clean) - predicted).square()
-    divergence = (log_variance - log_least + (log_least.exp() + gap) / log_variance.exp() - 1) / 2
-    likelihood = _discretized_log_likelihood(clean, predicted, (log_variance / 2).exp())
-    bound = torch.where(steps.view(-1, 1, 1, 1) == 0, -likelihood, divergence)
+    pred_mean = posterior_mean((noisy - (1 - alpha).sqrt() * pred_noise) / alpha.sqrt())
+    share = (at_least_float32(model_var) + 1) / 2
+    log_variance = share * log_upper + (1 - share) * log_lower
+    gap = (posterior_mean(clean) - pred_mean).square()
+    divergence = (log_variance - log_lower + (log_lower.exp() + gap) / log_variance.exp() - 1) / 2
+    likelihood = _discretized_log_likelihood(clean, pred_mean, (log_variance / 2).exp())
+    bound = torch.where(timesteps.view(-1, 1, 1, 1) == 0, -likelihood, divergence)
     return bound.mean() / math.log(2)
 
 
 def _discretized_log_likelihood(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Of the bin of 1/255 to each side of x under a normal distribution; the outermost bins are endless."""
+    """Return the log probability of a bin of 1/255 to each side of x; the outermost bins are infinite."""
     above, below = (torch.special.ndtr((x - mean + side / 255) / deviation) for side in (1, -1))
     chance = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
     return chance.clamp(min=1e-12).log()

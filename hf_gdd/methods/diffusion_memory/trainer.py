@@ -5,32 +5,30 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_gdd.data.loading import merge_licenses
 from hf_gdd.data.pixels import tanh_to_uint8, to_tanh
 from hf_gdd.generators.diffusion import DiffusionGenerator
-from hf_gdd.generators.dit_pipeline import NULL_CLASS
-from hf_gdd.methods.diffusion_memory.autoencoder import Latents, autoencoder_losses, small_autoencoder
+from hf_gdd.methods.diffusion_memory.autoencoder import Latents, autoencoder_losses
 from hf_gdd.methods.diffusion_memory.class_memory import ClassMemory
 from hf_gdd.methods.diffusion_memory.config import PRESETS, DiffusionMemoryConfig
 from hf_gdd.methods.diffusion_memory.dit import (
+    copy_parameters,
     null_labels,
     prepare_for_training,
-    small_transformer,
     to_stock_layout,
     tuned_parameters,
 )
 from hf_gdd.methods.diffusion_memory.losses import diversity_loss, representativeness_loss, variance_bound
+from hf_gdd.methods.diffusion_memory.networks import PretrainedBase, build_networks, load_networks
 from hf_gdd.training.config import Stage
 from hf_gdd.training.metrics_log import gradient_shares
-from hf_gdd.training.run_folder import StartPoint
+from hf_gdd.training.start_point import StartPoint
 from hf_gdd.training.trainer import Trainer
 from hf_gdd.utils.device import at_least_float32
 from hf_gdd.utils.plotting import image_grid
-from hf_gdd.utils.random import seeded
 
 VAE, DIT, TUNE = "vae", "dit", "tune"
 # What shapes the first stages: a run may start from another's only if these are equal.
@@ -38,30 +36,6 @@ FIRST_SETTINGS = ("seed", "vae_width", "vae_levels", "latent_channels", "kl_weig
 FIRST_SETTINGS += ("patch_size", "flip", "label_dropout", "ema_decay", "tuning")
 FIRST_PARTS = frozenset({"vae", "transformer", "average_dit", "random", "batches"})
 FIRST_LENGTH = tuple(f"{stage}_{name}" for stage in (VAE, DIT) for name in ("epochs", "batch_size", "lr"))
-
-
-class PretrainedBase:
-    """Fingerprint of the base model, so that a checkpoint cannot be resumed with other base weights."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-
-    def state_dict(self) -> dict[str, str]:
-        """Return the model's fingerprint."""
-        return {"fingerprint": self.fingerprint}
-
-    def load_state_dict(self, state: dict[str, str]) -> None:
-        """Refuse the checkpoint of another model.
-
-        Raises:
-            ValueError: the fingerprints differ.
-
-        """
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError(
-                "The pretrained model is no longer the one this run began with: pin it by pretrained_revision, or "
-                "choose another output_dir."
-            )
 
 
 class DiffusionMemoryTrainer(Trainer):
@@ -95,11 +69,12 @@ class DiffusionMemoryTrainer(Trainer):
     def setup(self) -> dict[str, Any]:
         """Build autoencoder, transformer, their optimizers and averages, and the memories."""
         config = self.config
-        self._build()
-        transformer = prepare_for_training(self.transformer, scaled=config.tuning == "difffit")
-        self.transformer = transformer.to(self.device).train()
-        self.vae.to(self.device)
-        self.alphas = self.noise_schedule.alphas_cumprod.to(self.device)
+        self.networks = networks = (
+            load_networks(config, self.data) if config.pretrained else build_networks(config, self.data)
+        )
+        transformer = prepare_for_training(networks.transformer, scaled=config.tuning == "difffit")
+        self.transformer, self.vae = transformer.to(self.device).train(), networks.vae.to(self.device)
+        self.alphas, self.rows = networks.schedule.alphas_cumprod.to(self.device), networks.rows.to(self.device)
         self.latents: Latents | None = None  # encoded when they are first needed
         self.learning: str | None = None
         self.trained = {TUNE: self._of(self.transformer, TUNE)}
@@ -107,7 +82,7 @@ class DiffusionMemoryTrainer(Trainer):
         optimizers = {TUNE: torch.optim.AdamW(self.trained[TUNE], lr=config.tune_lr, weight_decay=0.0)}
         if config.pretrained:
             tracked["tuned"] = self.trained[TUNE]  # the rest of a large model stays as it is: not worth saving
-            tracked["base"] = PretrainedBase(self.model.fingerprint)
+            tracked["base"] = PretrainedBase(networks.pretrained.fingerprint)
         else:
             self.trained |= {VAE: nn.ParameterList(self.vae.parameters()), DIT: self._of(self.transformer, DIT)}
             tracked |= {"vae": self.vae, "transformer": self.transformer, "average_dit": self._average(DIT)}
@@ -126,41 +101,6 @@ class DiffusionMemoryTrainer(Trainer):
         average = AveragedModel(self.trained[stage], multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
         average.n_averaged.fill_(1)  # start from these weights; torch would start from those after the first step
         return average
-
-    def _build(self) -> None:
-        """Build or load the networks and the noise schedule, and choose the rows of the label table for our classes."""
-        config, data = self.config, self.data
-        if data.num_classes > NULL_CLASS:
-            raise ValueError(f"{data.source} has {data.num_classes} classes; a DiTPipeline takes {NULL_CLASS} at most.")
-        if config.pretrained:
-            revision, _ = config.base
-            model = DiffusionGenerator.from_pretrained(config.pretrained, revision=revision, dtype="float32")
-            if model.image_shape != data.shape:
-                remedy = f"pass image_size={model.image_shape[-1]}"
-                if model.image_shape[0] != data.shape[0]:
-                    remedy = "convert the images to its channels, or choose another model"
-                raise ValueError(
-                    f"{config.pretrained} makes images {model.image_shape}, but those of {data.source} are "
-                    f"{data.shape} (channels, height, width): {remedy}."
-                )
-            chosen = config.classes or data.class_names
-            if len(chosen) != data.num_classes:
-                raise ValueError(f"{len(chosen)} classes are named for the {data.num_classes} of {data.source}.")
-            self.model = model.select(chosen, data.class_names)
-            self.transformer, self.vae = self.model.transformer, self.model.vae
-            self.noise_schedule, rows = self.model.scheduler, self.model.rows
-        else:
-            with seeded(config.seed):
-                sizes = {"width": config.vae_width, "levels": config.vae_levels, "channels": config.latent_channels}
-                self.vae = small_autoencoder(data.shape, **sizes)
-                side = data.shape[-1] // 2 ** (config.vae_levels - 1)
-                if side % config.patch_size:
-                    raise ValueError(f"patch_size {config.patch_size} does not divide the latent's {side} px.")
-                sizes = {name: getattr(config, name) for name in ("width", "depth", "heads", "patch_size")}
-                self.transformer = small_transformer(config.latent_channels, side, **sizes)
-            self.noise_schedule = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False)
-            rows = torch.arange(data.num_classes)
-        self.rows = rows.to(self.device)
 
     def _memory(self, capacity: int) -> ClassMemory:
         transformer, stage = self.transformer.config, self.epoch_stage(TUNE)
@@ -285,10 +225,10 @@ class DiffusionMemoryTrainer(Trainer):
         return DiffusionGenerator(
             transformer=to_stock_layout(transformer),
             vae=deepcopy(self.vae),
-            scheduler=self.noise_schedule,
+            scheduler=self.networks.schedule,
             class_names=names,
             class_rows=rows,
-            known_classes=self.model.config.known_classes if self.config.pretrained else None,
+            known_classes=self.networks.pretrained.config.known_classes if self.config.pretrained else None,
             mean=self.data.mean,
             std=self.data.std,
             training=self.training_record(),
@@ -300,9 +240,10 @@ class DiffusionMemoryTrainer(Trainer):
         record = super().training_record()
         if not self.config.pretrained:
             return record
-        record["pretrained"] = self.model.origin or f"a local model ({self.model.fingerprint[:12]})"
+        model = self.networks.pretrained
+        record["pretrained"] = model.origin or f"a local model ({model.fingerprint[:12]})"
         _, base_license = self.config.base
-        licenses = merge_licenses(self.data.license, base_license or self.model.license)
+        licenses = merge_licenses(self.data.license, base_license or model.license)
         return record | {"license": licenses if len(licenses) > 1 else next(iter(licenses), None)}
 
     def picture(self) -> Any:
@@ -313,10 +254,3 @@ class DiffusionMemoryTrainer(Trainer):
         with torch.no_grad():
             restored = tanh_to_uint8(self.vae(to_tanh(shown)).sample)
         return image_grid(torch.cat([shown, restored]), len(shown), ("real", "restored"))
-
-
-@torch.no_grad()
-def copy_parameters(parameters: nn.ParameterList, values: nn.ParameterList) -> None:
-    """Set parameters to the values of others."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)

@@ -33,12 +33,17 @@ class GlobalLocalConfig(TrainingConfig):
     """Settings of the stages `gan` and `match`.
 
     The defaults are those of Li et al. (2024, arXiv 2404.17732), or of DiM (Gu et al., 2023) where they are silent.
+
+    Example:
+        config = GlobalLocalTrainer.configure("tiny", gan_epochs=60)
+        trainer = GlobalLocalTrainer("digits", config=config, output_dir="runs/digits")
+
     """
 
     preset: Literal["paper", "fast", "lite", "tiny"] = "paper"
-    """`paper` is for a GPU, `fast` is `paper` with a lazy penalty and in bf16, `lite` is for a CPU, `tiny` for digits"""
+    """`paper` is for a GPU, `fast` is `paper` with a lazy penalty in bf16, `lite` for a CPU, `tiny` for the digits"""
     method: Literal["global-local", "dim", "cgan", "cgan-continued"] = "global-local"
-    """`dim` matches logits only, `cgan` stops before matching, `cgan-continued` goes on with matching weights of zero"""
+    """`dim` matches logits only, `cgan` stops before matching, `cgan-continued` goes on with weights of zero"""
     width: int = 196
     """channels of generator and discriminator"""
     noise_dim: int = 90
@@ -50,8 +55,7 @@ class GlobalLocalConfig(TrainingConfig):
     penalty_weight: float = 10.0
     """weight of the gradient penalty of `wgan-gp`"""
     penalty_every: int = 1
-    """steps from one gradient penalty to the next, which counts as many times (lazy regularization, Karras et al.,
-    2020, arXiv 1912.04958); 1 is published, more is cheaper but another training"""
+    """steps from one gradient penalty to the next, which weighs as many times (Karras et al., 2020); published: 1"""
     class_on_fakes: bool = True
     """let the discriminator also learn classes from generated images (ACGAN)"""
     ema_decay: float = 0.0

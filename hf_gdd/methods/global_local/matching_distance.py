@@ -1,4 +1,4 @@
-"""How far a generator's images are from real ones, by the distances that matching minimizes."""
+"""Distance of a generator's images from real ones, by the losses that matching minimizes."""
 
 import torch
 
@@ -21,16 +21,16 @@ def matching_losses(
     global_reduction: str = "logsoftmax_mean",
     local_reduction: str = "batchmean_sum",
 ) -> dict[str, float]:
-    """How far generated images are from real ones of equal labels, in `n` fresh networks that `pool` draws and trains.
+    """Measure global and local losses between generated and real images of equal labels, in `n` fresh networks.
 
     Args:
         generator: its first images of each class are compared.
         real: images that neither the generator nor the pool was trained on.
-        pool: with `refresh=1`, so that each network is a fresh one.
-        n: networks.
-        per_image: generated images for each real one, so that the generator's chance matters less.
-        global_reduction: see `hf_gdd.methods.global_local.losses.GLOBAL_REDUCTIONS`.
-        local_reduction: see `hf_gdd.methods.global_local.losses.LOCAL_REDUCTIONS`.
+        pool: draws and trains the networks; with `refresh=1`, so that each is a fresh one.
+        n: number of networks.
+        per_image: generated images for each real one, which reduces the noise of the measurement.
+        global_reduction: a name in `GLOBAL_REDUCTIONS` of losses.py.
+        local_reduction: a name in `LOCAL_REDUCTIONS` of losses.py.
 
     Returns:
         The unweighted `global` and `local` losses, means over the networks.
@@ -39,15 +39,15 @@ def matching_losses(
     images, labels = real.gather(torch.arange(len(real), device=real.labels.device).repeat(per_image))
     indices = torch.zeros_like(labels)
     for label in range(real.num_classes):
-        of_class = labels == label
-        indices[of_class] = torch.arange(int(of_class.sum()), device=labels.device)
+        members = labels == label
+        indices[members] = torch.arange(int(members.sum()), device=labels.device)
     normalize = Normalize(pool.data.mean, pool.data.std)
-    fake, truth = (normalize(to_unit(x)) for x in (generator.sample(labels, indices), images))
+    generated, images = (normalize(to_unit(x)) for x in (generator.sample(labels, indices), images))
     sums = {"global": 0.0, "local": 0.0}
     for _ in range(n):
         with torch.enable_grad():
             network = pool.advance()
-        (fake_logits, fake_feature), (real_logits, real_feature) = network(fake), network(truth)
+        (fake_logits, fake_feature), (real_logits, real_feature) = network(generated), network(images)
         sums["global"] += float(global_loss(fake_logits, real_logits, global_reduction))
         sums["local"] += float(local_loss(fake_feature, real_feature, local_reduction))
     return {name: total / n for name, total in sums.items()}

@@ -1,4 +1,4 @@
-"""The networks that real and generated images are compared in."""
+"""The pool of networks in which real and generated images are compared."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ MATCHING = Recipe(lr=0.01, momentum=0.9, weight_decay=5e-4, augment="color_crop"
 
 
 class ModelPool:
-    """One matching network at a time: drawn at random, advanced on real data, replaced by a fresh one.
+    """One matching network at a time: drawn at random, trained on real data, replaced by a fresh one.
 
-    A network starts untrained and learns while the generator is matched in it, so that the generator meets every
-    stage of training (Gu et al., 2023; the pool of Li et al., 2024, Sec. 3.2).
+    A network starts untrained and learns while the generator is matched in it, so that the generator meets networks at
+    every stage of training (Gu et al., 2023; the pool of Li et al., 2024, Sec. 3.2).
 
     Args:
         networks: names, or callables `(num_classes, shape) -> nn.Module`; drawn uniformly.
         data: real images that the networks learn from.
         inner_steps: SGD steps before each matching; 0 leaves the network random.
         refresh: matchings before a fresh network is drawn.
-        random: where architecture, weights and batches are drawn from; its state is the caller's to keep.
+        random: draws architecture, weights and batches; the caller saves its state.
         recipe: optimizer and augmentation.
 
     """
@@ -48,26 +48,24 @@ class ModelPool:
         self.learner: Learner | None = None
 
     def advance(self) -> nn.Module:
-        """Age the current network by `inner_steps` SGD steps, or first draw a fresh one; in train mode."""
+        """Return a network in train mode: the current one after `inner_steps` SGD steps, or a fresh one after them."""
         if self.learner is None or self.age == self.refresh:
             self.choice, self.age = self.random.integer(len(self.networks)), 0
             self.learner = self._learner(self.random.integer(2**31))
         self.age += 1
-        generator = self.random.rng
+        rng, size = self.random.rng, (self.recipe.batch_size,)
         for _ in range(self.inner_steps):
-            indices = torch.randint(
-                len(self.data), (self.recipe.batch_size,), generator=generator, device=generator.device
-            )
-            self.learner.step(*self.data.gather(indices), generator)
+            indices = torch.randint(len(self.data), size, generator=rng, device=rng.device)
+            self.learner.step(*self.data.gather(indices), rng)
         return self.learner.network
 
     def _learner(self, seed: int) -> Learner:
         network = build_network(self.networks[self.choice], self.data.num_classes, self.data.shape, seed=seed)
-        normalize = Normalize(self.data.mean, self.data.std)
-        return Learner(network.to(self.data.device), normalize, self.recipe, steps=self.refresh * self.inner_steps)
+        transform, steps = Normalize(self.data.mean, self.data.std), self.refresh * self.inner_steps
+        return Learner(network.to(self.data.device), transform, self.recipe, steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """The current network with its momentum, and its age; no network if the next matching draws a fresh one."""
+        """Return the current network with momentum and age; no network if the next matching draws a fresh one."""
         learner = None if self.learner is None or self.age == self.refresh else self.learner.state_dict()
         return {"choice": self.choice, "age": self.age, "learner": learner}
 

@@ -25,7 +25,7 @@ from hf_gdd.methods.global_local.losses import (
 from hf_gdd.methods.global_local.model_pool import MATCHING, ModelPool
 from hf_gdd.training.config import Stage
 from hf_gdd.training.metrics_log import gradient_shares
-from hf_gdd.training.run_folder import StartPoint
+from hf_gdd.training.start_point import StartPoint
 from hf_gdd.training.trainer import Trainer
 from hf_gdd.utils.device import at_least_float32
 from hf_gdd.utils.random import Random, seeded

@@ -22,6 +22,11 @@ class PredictionMatchingConfig(TrainingConfig):
     """Settings of adversarial prediction matching.
 
     The defaults are those of table A9 of Chen et al. (2023, arXiv 2312.08912) for CIFAR-10 at IPC 50.
+
+    Example:
+        config = PredictionMatchingTrainer.configure("tiny", ipc=1)
+        trainer = PredictionMatchingTrainer("digits", config=config, output_dir="runs/bank")
+
     """
 
     preset: Literal[
@@ -107,7 +112,7 @@ class PredictionMatchingConfig(TrainingConfig):
                 f"{self.snapshots} snapshots of {self.student_epochs} student_epochs: ask for one an epoch at most."
             )
         for recipe in (self.teacher_recipe, self.student_recipe):  # which refuse what no classifier can be trained by
-            if augmentation(recipe.augment).of_unit:
+            if augmentation(recipe.augment).takes_unit_range:
                 raise ValueError(f"augment {self.augment!r} is for images in unit range, which a bank's are not.")
 
     @property

@@ -1,4 +1,4 @@
-"""Images as they are optimized, in groups that are matched independently, as processes do."""
+"""Groups of images that are optimized independently of each other, as processes do."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ class Group:
     """Images that are matched on their own, and the networks they are moved against.
 
     Args:
-        rows: which of the bank's they are, [n].
+        rows: numbers of the images within the bank, int64 [n].
         images: as networks see them, float32 [n, C, H, W].
         labels: int64 [n].
-        random: all their draws.
+        random: all draws of the group.
 
     """
 
@@ -28,7 +28,7 @@ class Group:
         self.students: list[nn.Module] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Images, momentum, draws and networks, in host memory."""
+        """Return images, momentum, draws and networks, in host memory."""
         return {
             "images": self.images.cpu(),
             "velocity": self.velocity.cpu(),
@@ -38,7 +38,7 @@ class Group:
         }
 
     def load_state_dict(self, state: dict[str, Any], blank: Callable[[], nn.Module]) -> None:
-        """Continue where `state_dict` was taken, with networks made by `blank`."""
+        """Continue where `state_dict` was taken, with networks built by `blank`."""
         for name in ("images", "velocity"):
             getattr(self, name).copy_(state[name])
         self.random.load_state_dict(state["random"])
@@ -49,12 +49,12 @@ class Group:
 
 
 class Groups:
-    """All groups of a bank, of which each process has its own.
+    """All groups of a bank, divided among the processes.
 
     Args:
-        own: of this process, by number.
-        processes: that hold the others.
-        blank: makes a network for a student's weights.
+        own: groups of this process, by number.
+        processes: the processes of the run.
+        blank: builds a network for a student's weights.
 
     """
 
@@ -62,13 +62,13 @@ class Groups:
         self.own, self.processes, self.blank = own, processes, blank
 
     def images(self) -> Tensor:
-        """Those of all groups in the bank's order, in host memory."""
+        """Return the images of all groups in the bank's order, in host memory."""
         parts = self.processes.collected([(group.rows.cpu(), group.images.cpu()) for group in self.own.values()])
         rows, images = (torch.cat(part) for part in zip(*parts, strict=True))
         return images[rows.argsort()]
 
     def state_dict(self) -> dict[int, Any]:
-        """Of the groups of all processes, so that another number of them can go on."""
+        """Return the groups of all processes, so that another number of processes can resume."""
         return dict(self.processes.collected([(number, group.state_dict()) for number, group in self.own.items()]))
 
     def load_state_dict(self, state: dict[int, Any]) -> None:

@@ -197,7 +197,7 @@ class PredictionMatchingTrainer(Trainer):
         config, data = self.config, self.data
         parts = self.groups.images().split(config.chunk)
         images = torch.cat([unit_to_uint8(self.transform.inverse(part.to(self.device))) for part in parts])
-        return ImageBank.of(
+        return ImageBank.from_images(
             images.unflatten(0, (data.num_classes, config.ipc)),
             teacher=(config.network, self.teachers[0].state_dict()),
             transform=self.transform,

@@ -1,0 +1,118 @@
+"""`hf-gdd evaluate`: measure what a generator or a distilled set is worth."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from hf_gdd.cli.options import SamplingOptions, load_generator
+from hf_gdd.evaluation.evaluate import as_images, evaluate
+from hf_gdd.hub.files import CONFIG_NAME, PIPELINE_NAME, REPORT_NAME
+from hf_gdd.report import PROTOCOLS
+from hf_gdd.utils.device import launched
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Train networks on distilled images and test them on real images."""
+
+    source: Positional[str]
+    """folder or Hub repo id of a generator, or the folder of a distilled data set"""
+    dataset: str
+    """real data set: its train split gives the baselines, its test split the test"""
+    ipc: tuple[int, ...] = ()
+    """images per class; several give several rows. Default: 10 for a generator, all for a bank or data set"""
+    protocol: tuple[str, ...] = ()
+    """protocols, listed above; `fixed` if not given, and `soft` where there are soft labels"""
+    networks: tuple[str, ...] = ("convnet3",)
+    """architectures, such as convnet3, resnet18-dd, alexnet, vgg11"""
+    n: int = 5
+    """networks of each architecture"""
+    recipe: Literal["paper", "imagenet-subset", "prediction-matching", "tiny"] = "paper"
+    """how they are trained; `tiny` is for the 8x8 digits"""
+    quality: bool = False
+    """also score the images themselves: precision, recall, density, coverage, Frechet distance, diversity"""
+    zca: bool | None = None
+    """let networks see whitened images; needed for a set made from a bank whose teacher did"""
+    shared_draws: bool = False
+    """let all networks see the same batches: quicker, but their deviation then leaves out what batches change"""
+    seed: int = 0
+    """seed of the images and of the first network"""
+    test_split: str = "test"
+    """name of the real test split"""
+    revision: str | None = None
+    """branch, tag or commit of the generator's repo"""
+    classes: tuple[str, ...] = ()
+    """of a stock pipeline: the data set's classes, by name or WordNet id, in the data set's order"""
+    sampling: OmitArgPrefixes[SamplingOptions] = field(default_factory=SamplingOptions)
+    """how images are sampled"""
+    image_column: str | None = None
+    """the real data set's image column, if it has several"""
+    label_column: str | None = None
+    """the real data set's label column, if it has several"""
+    output: str | None = None
+    """where to write the report as JSON"""
+
+    def __call__(self) -> None:
+        """Evaluate, print the table, and write the report."""
+        if launched()[1] > 1:
+            raise ValueError("evaluate trains all networks in one process: start it without a launcher.")
+        output = self._output()
+        source = Path(self.source)
+        is_generator = not source.is_dir() or any((source / name).is_file() for name in (CONFIG_NAME, PIPELINE_NAME))
+        if not is_generator and self.sampling.given:
+            raise ValueError("A data set is fixed already: leave out --guidance-scale and other sampling options.")
+        if not is_generator and self.classes:
+            raise ValueError("--classes chooses among the classes of a diffusion generator: leave it out.")
+        train = load_generator(self.source, self.revision) if is_generator else as_images(self.source, "train")
+        size = (train.image_shape if is_generator else train.shape)[-1]
+        columns = {"image_column": self.image_column, "label_column": self.label_column, "image_size": size}
+        real, test = (as_images(self.dataset, split, **columns) for split in ("train", self.test_split))
+        if self.classes:
+            train = train.select(self.classes, real.class_names)
+        report = evaluate(
+            train,
+            test,
+            real=real,
+            ipc=self.ipc or (10 if is_generator and train.max_ipc is None else None),
+            protocol=self.protocol or None,
+            networks=self.networks,
+            n=self.n,
+            recipe=self.recipe,
+            quality=self.quality,
+            zca=self.zca,
+            shared_draws=self.shared_draws,
+            sampling=self.sampling.of(train) if is_generator else None,
+            seed=self.seed,
+        )
+        print(report.markdown())
+        report.save(output)
+        print(f"Report: {output}")
+
+    def _output(self) -> Path:
+        """Return where the report goes: beside a local generator, unless it is told otherwise.
+
+        Raises:
+            ValueError: it would be no file in a folder that exists.
+
+        """
+        folder = Path(self.source)
+        beside = folder.is_dir() and not self.classes  # a choice of classes is another generator
+        output = Path(self.output) if self.output else (folder if beside else Path()) / REPORT_NAME
+        if output.is_dir() or not output.parent.is_dir():
+            raise ValueError(f"--output {output} is no file in a folder that exists: choose another.")
+        return output
+
+
+def describe() -> str:
+    """Return the help text, with every protocol."""
+    protocols = "\n".join(f"  {name:<22}{protocol.summary}" for name, protocol in PROTOCOLS.items())
+    return f"""Train networks on distilled images and test them on real images.
+
+Prints one table, beside random real subsets of the same IPC and the full data, and writes it to report.json, in the
+generator's own folder if it is a local one, where it replaces what was there.
+
+Protocols:
+{protocols}
+"""

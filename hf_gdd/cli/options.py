@@ -1,0 +1,50 @@
+"""Options and steps that several commands share."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from hf_gdd.generators.auto import AutoGenerator
+from hf_gdd.generators.base import Generator
+from hf_gdd.generators.sampling import changed_sampling
+from hf_gdd.utils.device import own_device
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Options that change a generator's pixels; each defaults to what the generator was saved with."""
+
+    truncation: float | None = None
+    """GAN only: factor on the noise; below 1 trades diversity for typicality"""
+    guidance_scale: float | None = None
+    """diffusion only: weight of the class; 1 for none"""
+    num_inference_steps: int | None = None
+    """diffusion only: denoising steps"""
+    scheduler: Literal["ddim", "ddpm", "dpm++"] | None = None
+    """diffusion only: how it steps"""
+
+    @property
+    def given(self) -> bool:
+        """True if any option was passed."""
+        return any(value is not None for value in asdict(self).values())
+
+    def of(self, generator: Generator) -> Any:
+        """Return the generator's sampling with these options; None if none was passed.
+
+        Raises:
+            ValueError: the generator's sampling has no such option, or a value is out of range.
+
+        """
+        return changed_sampling(generator.sampling, **asdict(self))
+
+
+def load_generator(source: str, revision: str | None = None, classes: Sequence[str] = ()) -> Generator:
+    """Load a generator onto a GPU if there is one, with these classes only if any are named.
+
+    Raises:
+        LoadError: there is no generator, or it cannot be loaded.
+        ValueError: classes are chosen of a generator that has only its own.
+
+    """
+    generator = AutoGenerator.from_pretrained(source, revision=revision, device=own_device())
+    return generator.select(classes, classes) if classes else generator

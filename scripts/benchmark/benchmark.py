@@ -1,0 +1,315 @@
+"""Measure the throughput of every hot path beside a plain reference, and how cost grows.
+
+    python scripts/benchmark/benchmark.py                                  # the published sizes, on a CPU or a GPU
+    python scripts/benchmark/benchmark.py --growth --out growth.json       # cost when one quantity at a time doubles
+    python scripts/benchmark/benchmark.py --page docs/benchmark.md         # this page, from the stored JSON alone
+
+The reference (`plain_reference.py`) does what the papers' public code does: a `DataLoader` over PIL images with the
+number of workers that is fastest, float32 and NCHW, gradients of everything, one network at a time, losses read in
+every step. The library's side is what `fit`, `evaluate` and `load_distilled_dataset` run. Both do the same work on as
+many threads, by turns, each in a process of its own. `plain / ours` is the median over turns, with the smallest and the
+largest ratio in brackets; other runs have other medians.
+
+The images are the bundled digits, enlarged and repeated: the cost of a step depends on their shape alone. A TFLOP is
+one of convolutions and matrix products, in one call. `predicted` is what the reference should need by the textbook:
+three forward passes for each network that is trained, six for the gradient penalty. In `materialize` and `stream` the
+reference is the bare forward pass, in a process that returns freed memory to the system, so ours can be faster. In the
+second table one quantity doubles at a time, and every point has a process of its own.
+
+Each table names the commit it was measured at. `channels last` and `weight gradients as matrix products` are choices
+that an earlier version made by timing: the first is now the setting `channels_last`, the second is gone.
+"""
+
+import ctypes
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from hot_paths import PATHS, HotPaths, count_flops
+
+from hf_gdd.report import markdown_table
+from hf_gdd.utils.device import keep_freed_memory
+from hf_gdd.utils.io import write_json
+
+HERE = Path(__file__).parent
+DESCRIBE = "git describe --always --dirty --abbrev=40 --exclude='*'"
+STORED = ("benchmark", "growth")  # JSON files beside this script
+WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
+PRECISIONS = {"no": "fp32", "bf16": "bf16"}
+# Settings that a path is measured with, one row each.
+VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "gan": [("paper", {}), ("fast", {"preset": "fast"})],
+    "match": [("paper", {}), ("fast", {"preset": "fast"})],
+}
+SEVERAL_PRECISIONS = ("gan", "match", "diffusion", "prediction", "evaluate")
+# The quantity that is multiplied, the path, and the factor.
+GROWTH = [
+    *(("rows", path, 2) for path in ("gan", "diffusion")),
+    *(("classes", path, 2) for path in ("gan", "diffusion")),
+    *(("width", path, 2) for path in ("gan", "diffusion")),
+    ("batch", "gan", 2),
+    *(("ipc", path, 2) for path in ("prediction", "materialize", "stream", "evaluate")),
+    ("n", "evaluate", 2),
+]
+
+
+# Measurement.
+
+
+def seconds(call: Callable[[], Any], device: torch.device, times: int = 1) -> float:
+    """Return the mean time of one call, with the device's work."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    wait()
+    return (time.perf_counter() - started) / times
+
+
+def worker_seconds(reference: Callable[[int], Callable[[], Any]], count: int, device: torch.device) -> float:
+    """Return the time of a step with this many loader workers, which end with this function."""
+    step = reference(count)
+    step()
+    return seconds(step, device)
+
+
+# The call that this process measures, by the folder of its runs, with its device and the calls in one timing.
+SIDES: dict[str, tuple[Callable[[], Any], torch.device, int]] = {}
+
+
+def begin(folder: str, settings: dict[str, Any], path: str, ours: tuple[dict[str, Any], str] | None) -> dict[str, Any]:
+    """Build, count and warm up one side of a path: ours with these settings and precision, or the reference."""
+    torch.set_num_threads(settings["threads"])
+    paths = HotPaths(settings["size"], folder, settings["batch_size"])
+    case, device, tried = getattr(paths, path)(), paths.device, {}
+    if ours is None and case.loads:
+        tried = {c: worker_seconds(case.reference, c, device) for c in WORKERS if c <= (os.cpu_count() or 1)}
+    best = min(tried, key=tried.get, default=0)
+    call = case.reference(best) if ours is None else case.ours(*ours)
+    if ours is None:
+        restore_malloc()
+    cycle = getattr(call, "cycle", 1)
+    flops = sum(count_flops(call) for _ in range(cycle)) / cycle
+    times = math.ceil(settings["least"] / max(seconds(call, device, cycle), 1e-9))  # which also warms up
+    times = math.ceil(max(times, 1) / cycle) * cycle
+    SIDES[folder] = call, device, times
+    return {
+        "flops": flops,
+        "times": times,
+        "images": case.images,
+        "predicted_flops": case.predicted,
+        "workers": best if case.loads else None,
+        "worker_seconds": tried,
+    }
+
+
+def restore_malloc() -> None:
+    """Undo `keep_freed_memory`, which building a trainer called: set the largest thresholds glibc takes by itself."""
+    if keep_freed_memory():
+        for option, most in ((-3, 2**25), (-1, 2**26)):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(option, most)
+
+
+def turn(folder: str) -> float:
+    """Return the seconds of one call of a side that has begun."""
+    return seconds(*SIDES[folder])
+
+
+@contextmanager
+def process() -> Iterator[Callable[..., Any]]:
+    """Start a process; yields a function that runs functions in it and waits for their results."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result()
+
+
+def measure(settings: dict[str, Any], path: str, precisions: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Measure one path: yields a row for every variant in every precision, each beside the reference.
+
+    The processes are separate because the library sets how a whole process keeps memory, which would help the
+    reference too. Only one of them works at a time.
+    """
+    several = precisions if path in SEVERAL_PRECISIONS else precisions[:1]
+    labels = [(label, how, extra) for label, extra in VARIANTS.get(path, [("", {})]) for how in several]
+    sides = [None, *((extra, how) for _, how, extra in labels)]  # the reference is the first
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        ask = [stack.enter_context(process()) for _ in sides]
+        folders = [mkdtemp(dir=folder) for _ in sides]
+        facts = [call(begin, own, settings, path, side) for call, own, side in zip(ask, folders, sides, strict=True)]
+        turns = [[call(turn, own) for call, own in zip(ask, folders, strict=True)] for _ in range(settings["repeats"])]
+    (plain, *ours), (plain_seconds, *our_seconds) = facts, map(list, zip(*turns, strict=True))
+    shared = {name: plain[name] for name in ("images", "workers", "worker_seconds", "predicted_flops")}
+    shared |= {"path": path, "reference_flops": plain["flops"], "reference_seconds": plain_seconds}
+    for (label, how, _), fact, each in zip(labels, ours, our_seconds, strict=True):
+        row = {"variant": label, "precision": how, "seconds": each, "flops": fact["flops"], "times": fact["times"]}
+        yield shared | row
+
+
+def point(settings: dict[str, Any], path: str, factors: dict[str, int]) -> dict[str, Any]:
+    """Measure a call of ours; to be run in a fresh process, whose peak memory is all it ever used."""
+    torch.set_num_threads(settings["threads"])
+    with TemporaryDirectory() as folder:
+        paths = HotPaths(settings["size"], folder, settings["batch_size"], **factors)
+        case = getattr(paths, path)()
+        call = case.ours({}, "no")
+        call()
+        taken = [seconds(call, paths.device) for _ in range(settings["repeats"])]
+        on_gpu = paths.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(paths.device) if on_gpu else highest_memory()
+        return {"seconds": taken, "peak_bytes": peak, "rest_bytes": case.rest, "predicted_flops": case.predicted}
+
+
+def highest_memory() -> int:
+    """Return the peak memory of this process on Linux; ru_maxrss would count what its parent used when it began."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def growth(settings: dict[str, Any], paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Measure each path as it is, and with one quantity larger."""
+    for what, path, factor in GROWTH:
+        if path in paths:
+            row = {"what": what, "path": path, "factor": factor}
+            for name, factors in (("base", {}), ("grown", {what: factor})):
+                with process() as ask:
+                    row[name] = ask(point, settings, path, factors)
+            yield row
+
+
+# Records and tables.
+
+
+def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that the numbers depend on; folders appear by their last name only."""
+    cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
+    packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy", "pillow")
+    git = subprocess.run(DESCRIBE, shell=True, capture_output=True, text=True, cwd=HERE, check=False)
+    return {
+        "command": shlex.join(["python", "scripts/benchmark/benchmark.py", *words]),
+        "settings": settings,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "cores": os.cpu_count(),
+        "tf32": {"convolution": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "commit": git.stdout.strip() or None,
+        "paths": [],
+        "growth": [],
+    }
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Return the tables of one measurement, and its circumstances."""
+    parts = [paths_table(record)] * bool(record["paths"]) + [growth_table(record)] * bool(record["growth"])
+    settings, versions = record["settings"], record["versions"]
+    name, dash, changed = (record["commit"] or "").partition("-")
+    at = f" at commit {name[:7]}{dash}{changed}" if name else ""
+    facts = f"{record['device']}, {settings['threads']} threads; size {settings['size']}; {settings['repeats']} repeats"
+    facts += f"; torch {versions['torch']}, hf_gdd {versions['hf_gdd']}. Measured by `{record['command']}`{at}."
+    return "\n\n".join([*parts, facts])
+
+
+def paths_table(record: dict[str, Any]) -> str:
+    """Return a row for every path, variant and precision."""
+    header = "path | settings | images | plain s | ours s | plain / ours | plain img/s | ours img/s | plain TFLOP"
+    header, rows = f"{header} | predicted | ours TFLOP | ours GFLOP/s | workers".split(" | "), []
+    for row in record["paths"]:
+        ours, plain = statistics.median(row["seconds"]), statistics.median(row["reference_seconds"])
+        ratios = [a / b for a, b in zip(row["reference_seconds"], row["seconds"], strict=True)]
+        chosen = row.get("arithmetic", {})  # of earlier versions, which chose them by timing
+        labels = [f"{row['variant']} {PRECISIONS[row['precision']]}".strip()]
+        labels += ["channels last"] * bool(chosen.get("channels_last"))
+        labels += ["weight gradients as matrix products"] * bool(chosen.get("products"))
+        cells = [row["path"], ", ".join(labels), f"{row['images']:,}", f"{plain:.3g}", f"{ours:.3g}"]
+        cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
+        cells += [f"{row['images'] / x:,.0f}" for x in (plain, ours)]
+        cells += [f"{row[name] / 1e12:.3g}" for name in ("reference_flops", "predicted_flops", "flops")]
+        cells += [f"{row['flops'] / ours / 1e9:,.0f}", "-" if row["workers"] is None else str(row["workers"])]
+        rows.append(cells)
+    return markdown_table(header, rows)
+
+
+def growth_table(record: dict[str, Any]) -> str:
+    """Return a row for every quantity that grew."""
+    header = ["path", "grown", "seconds", "time", "predicted", "peak memory, MiB", "grows by", "of which stays"]
+    rows = []
+    for row in record["growth"]:
+        base, grown = row["base"], row["grown"]
+        times = [min(each["seconds"]) for each in (base, grown)]  # other load only adds time
+        peaks, rests = ([each[name] / 2**20 for each in (base, grown)] for name in ("peak_bytes", "rest_bytes"))
+        cells = [row["path"], f"{row['what']} x{row['factor']}", f"{times[0]:.3g} → {times[1]:.3g}"]
+        cells += [f"x{times[1] / times[0]:.2f}", f"x{grown['predicted_flops'] / base['predicted_flops']:.2f}"]
+        cells += [f"{peaks[0]:,.0f} → {peaks[1]:,.0f}", f"{peaks[1] - peaks[0]:+,.0f}", f"{rests[1] - rests[0]:+,.0f}"]
+        rows.append(cells)
+    return markdown_table(header, rows)
+
+
+def page() -> str:
+    """Return the page of the stored measurements, under the description of this script."""
+    _, description = __doc__.split("\n", 1)
+    stored = [tables(json.loads((HERE / f"{name}.json").read_text())) for name in STORED]
+    return "\n\n".join(["# Benchmark", description.strip("\n"), *stored]) + "\n"
+
+
+def main(
+    paths: str = ",".join(PATHS),
+    size: Literal["paper", "lite", "tiny"] = "paper",
+    precision: str = "no",
+    batch_size: int | None = None,
+    repeats: int = 5,
+    least: float = 1.0,
+    threads: int | None = None,
+    growing: Annotated[bool, tyro.conf.arg(name="growth")] = False,
+    out: Path = Path("benchmark.json"),
+    page_path: Annotated[Path | None, tyro.conf.arg(name="page")] = None,
+) -> None:
+    """Measure, write everything to a file and print it as tables.
+
+    Args:
+        paths: paths to measure, separated by commas.
+        size: sizes of networks and batches.
+        precision: precisions of ours, `no` or `no,bf16`; the reference is always in float32.
+        batch_size: batch of every path, instead of the size's.
+        repeats: how often ours and the reference take turns.
+        least: shortest time of one measurement in seconds.
+        threads: threads of torch.
+        growing: measure how cost grows instead.
+        out: JSON file to write.
+        page_path: only write the page of the stored measurements here.
+
+    """
+    if page_path is not None:
+        page_path.write_text(page())
+        return
+    chosen, precisions = paths.split(","), precision.split(",")
+    if unknown := {*chosen} - {*PATHS} | {*precisions} - {*PRECISIONS}:
+        raise SystemExit(f"Unknown {', '.join(sorted(unknown))}: choose of {', '.join(PATHS)}; of no, bf16.")
+    settings = {"size": size, "batch_size": batch_size, "repeats": repeats, "least": least}
+    record = circumstances(settings | {"threads": threads or torch.get_num_threads()})
+    settings = record["settings"]
+    rows = growth(settings, chosen) if growing else (row for p in chosen for row in measure(settings, p, precisions))
+    for row in rows:
+        record["growth" if growing else "paths"].append(row)
+        write_json(out, record, indent=1)  # a run that is stopped keeps what it measured
+    print(tables(record))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

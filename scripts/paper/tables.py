@@ -1,0 +1,203 @@
+"""Write docs/results.md and its figures from the JSON of finished experiments and the reports in model_cards.
+
+    python scripts/paper/tables.py
+
+The text of the page is in results.md.jinja.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from experiments import IPCS, PROTOCOLS, REAL, SIZES, TABLE_1, TABLE_2, TITLES
+from figures import accuracy_figure
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from results import RESULTS, Results, load
+
+from hf_gdd import GlobalLocalTrainer
+from hf_gdd.classifiers.coresets import CORESETS
+from hf_gdd.report import DYNAMIC_BEST5, FIXED, FULL_DATA, RANDOM_REAL, Report, Result, markdown_table
+from hf_gdd.report import PROTOCOLS as PROTOCOL_TEXTS
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PUBLISHED = json.loads((HERE / "published.json").read_text())
+NOT_RUN = "not run"
+
+
+def cell(generators: Sequence[Sequence[float]], sign: str = "") -> str:
+    """Format one number per network of each generator: mean ± deviation of generators (deviation of networks), in %."""
+    if not generators:
+        return NOT_RUN
+    means = [statistics.fmean(networks) for networks in generators]
+    within = 100 * statistics.fmean(statistics.stdev(networks) for networks in generators)
+    between = f" ± {100 * statistics.stdev(means):.1f}" if len(means) > 1 else ""
+    return f"{100 * statistics.fmean(means):{sign}.1f}{between} ({within:.1f})"
+
+
+def accuracies(rows: Sequence[Result]) -> list[tuple[float, ...]]:
+    """Return the accuracies of every network, generator by generator."""
+    return [row.accuracies for row in rows]
+
+
+def table_1(results: Results, data: str, protocol: str) -> str:
+    """Return methods and baselines on one data set, beside the published numbers of this protocol."""
+    published, rows = PUBLISHED["table_1"].get(data, {}), []
+    for name in (RANDOM_REAL, *(CORESETS if protocol == FIXED else ()), *TABLE_1):
+        real = name not in TABLE_1
+        ours = [results.rows(data, name, FIXED if real else protocol, ipc) for ipc in IPCS]
+        theirs = published.get(name, ()) if real or protocol != FIXED else ()  # whose generators make fresh images
+        label = f"{name}, `{FIXED}`" if real and protocol != FIXED else name
+        numbers = [cell(accuracies(each)) for each in ours]
+        numbers += [f"{mean} ({std})" for mean, std in theirs] or ["-"] * len(IPCS)
+        rows.append([label, "-" if real else str(max(map(len, ours))), *numbers])
+    header = [f"{source}, IPC {ipc}" for source in (results.size, "published") for ipc in IPCS]
+    return markdown_table([f"{TITLES[data]}, `{protocol}`", "generators", *header], rows)
+
+
+def gains(results: Results, data: str) -> str:
+    """Return the mean difference of methods that started from the same GAN, in networks of equal seed."""
+    rows = []
+    pairs = [("cgan-continued", "cgan"), ("dim", "cgan-continued")]
+    for name, other in [*pairs, ("global-local", "cgan-continued"), ("global-local", "dim")]:
+        for protocol in PROTOCOLS:
+            each = [paired(*(results.rows(data, x, protocol, ipc) for x in (name, other))) for ipc in IPCS]
+            label = [f"{name} - {other}", protocol, str(max(map(len, each)))]
+            rows.append([*label, *(cell(values, "+") for values in each)])
+    header = [f"{TITLES[data]}, points gained", "protocol", "generators"]
+    return markdown_table([*header, *(f"{results.size}, IPC {ipc}" for ipc in IPCS)], rows)
+
+
+def paired(ours: Sequence[Result], theirs: Sequence[Result]) -> list[list[float]]:
+    """Return the gains of networks of equal seed on generators of equal seed."""
+    other = {row.generator_seed: row.accuracies for row in theirs}
+    return [
+        [one - two for one, two in zip(row.accuracies, other[row.generator_seed], strict=True)]
+        for row in ours
+        if row.generator_seed in other
+    ]
+
+
+def real_wins(results: Results, data: str) -> dict[str, list[int]]:
+    """Return the IPCs at which random real images have a higher mean than every generator; {} if some were not run."""
+    wins = {}
+    for protocol in PROTOCOLS:
+        wins[protocol] = []
+        for ipc in IPCS:
+            real = results.rows(data, RANDOM_REAL, FIXED, ipc)
+            methods = [results.rows(data, name, protocol, ipc) for name in TABLE_1]
+            if not real or not all(methods):
+                return {}
+            if real[0].mean > max(row.mean for rows in methods for row in rows):
+                wins[protocol].append(ipc)
+    return wins
+
+
+def other_variants(results: Results) -> str:
+    """Return Table 2, Figure 3 and the ablations, as far as they were run, beside what was published of Table 2."""
+    published, rows = PUBLISHED["table_2"], []
+    for experiment, record in results.finished.items():
+        if experiment.kind != "judge" or (experiment.variant in TABLE_1 and experiment.data in TITLES):
+            continue
+        theirs = published["rows"][experiment.variant.split(",")[0]] if experiment.variant in TABLE_2 else []
+        theirs = dict(zip(published["networks"], theirs, strict=False))
+        for row in record["report"].results:
+            mean, std = theirs.get("resnet18" if row.network.startswith("resnet18") else row.network, (None, None))
+            numbers = [cell([row.accuracies]), "-" if mean is None else f"{mean} ({std})"]
+            rows.append([experiment.data, row.name, row.protocol, str(row.ipc), row.network, *numbers])
+    header = ["data", "variant", "protocol", "IPC", "network", results.size, "published"]
+    return markdown_table(header, rows) if rows else ""
+
+
+def full_data(results: Results, data: str) -> str:
+    """Return the accuracy on full data."""
+    return cell(accuracies(results.rows(data, FULL_DATA, FIXED, None)))
+
+
+def shown_protocols(results: Results, data: str) -> tuple[str, ...]:
+    """Return the protocols that have a table: the best of five tests only if it was run."""
+    best5 = any(results.rows(data, name, DYNAMIC_BEST5, ipc) for name in TABLE_1 for ipc in IPCS)
+    return (*PROTOCOLS, DYNAMIC_BEST5) if best5 else PROTOCOLS
+
+
+def circumstances(results: Results) -> dict[str, Any]:
+    """Return how a size was measured: settings, devices, code, minutes, and remarks on the data."""
+    size, records = SIZES[results.size], list(results.finished.values())
+    config = GlobalLocalTrainer.configure(**size.training)
+    settings = {name: value for name, value in size.training.items() if name in config.identity()}
+    recipe = {k: v for k, v in asdict(size.recipe).items() if k != "floor" and v not in (False, (), None)}
+    calls = [call for record in records for call in (*record.get("earlier_calls", ()), record)]
+    reports = {e.data: record["report"] for e, record in results.finished.items() if e.kind == REAL}
+    notes = [note for record in records for note in record["caveats"]]
+    notes += [f"{TITLES[data]}: {problem}." for data, report in reports.items() for problem in report.problems]
+    rows = [row for record in records if "report" in record for row in record["report"].results]
+    return {
+        "settings": joined(settings),
+        "networks_drawn": math.ceil(size.steps[1] / config.pool_refresh) if size.steps[1] else None,
+        "recipe": joined(recipe),
+        "devices": "; ".join(sorted({call["device"] for call in calls})),
+        "commits": ", ".join(dict.fromkeys(short(call["commit"]) for call in calls)),
+        "torch": ", ".join(sorted({call["versions"]["torch"] for call in calls})),
+        "training_minutes": sum(record.get("seconds", 0.0) for record in records) / 60,
+        "evaluation_minutes": sum(row.seconds for row in rows) / 60,
+        "notes": dict.fromkeys(notes),
+    }
+
+
+def joined(settings: dict[str, Any]) -> str:
+    """Format settings in one line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def short(commit: str | None) -> str:
+    """Shorten a commit, still marked if files had been changed."""
+    name, dash, changed = (commit or "unknown").partition("-")
+    return f"{name[:7]}{dash}{changed}"
+
+
+def not_run(results: Results) -> dict[str, dict[str, list[int]]]:
+    """Return what is not finished, by data set: baselines, and variants with the seeds of their generators."""
+    names: dict[str, dict[str, list[int]]] = {}
+    for experiment, record in results.records.items():
+        if record is None:
+            seeds = names.setdefault(experiment.data, {}).setdefault(experiment.variant or experiment.kind, [])
+            if experiment.variant and experiment.seed not in seeds:
+                seeds.append(experiment.seed)
+    return names
+
+
+def page(results: Sequence[Results], cards: Path) -> str:
+    """Return the results page."""
+    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    template = Environment(loader=FileSystemLoader(HERE), **options).get_template("results.md.jinja")
+    own = {experiment.card for each in results for experiment in each.records if experiment.variant}
+    reports = {path.parent.name: Report.load(path) for path in sorted(cards.glob("*/report.json"))}
+    attempts = {path.parent.name: json.loads(path.read_text()) for path in cards.glob("*/attempts.json")}
+    functions = (table_1, gains, real_wins, other_variants, full_data, shown_protocols, circumstances, not_run)
+    return template.render(
+        {function.__name__: function for function in functions},
+        results=results,
+        sizes=SIZES,
+        titles=TITLES,
+        published=PUBLISHED,
+        protocols=[PROTOCOL_TEXTS[name] for name in (*PROTOCOLS, DYNAMIC_BEST5)],
+        generators={name: report.markdown() for name, report in reports.items() if name not in own},
+        attempts=dict.fromkeys(reports) | attempts,
+    )
+
+
+def main() -> None:
+    """Write the page and its figures."""
+    results = [load(RESULTS, size) for size in SIZES]
+    for each in results:
+        if each.has(kind="judge"):
+            accuracy_figure(each, ROOT / "docs" / "images" / f"accuracy-{each.size}.png")
+    (ROOT / "docs" / "results.md").write_text(page(results, ROOT / "model_cards"))
+
+
+if __name__ == "__main__":
+    main()
