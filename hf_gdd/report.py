@@ -1,4 +1,4 @@
-"""Reports of accuracies, with all that is needed to judge them, and the table of protocols.
+"""Reports of accuracies with their circumstances, and the table of protocols.
 
 This module is longer than others because cards, scripts and every package that measures need all of it, and it may
 import nothing but `hf_gdd.utils`.
@@ -23,7 +23,9 @@ FORMER_FIELDS = {"normalisation": "normalization"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """How networks are trained on a set or generator, and tested; `hf_gdd.evaluation` runs it.
+    """Record of how networks are trained on distilled images, and tested.
+
+    `hf_gdd.evaluation.protocols` runs it.
 
     Attributes:
         name: name in reports and on the command line; `dynamic-pool-m` stands for a family, with a number for m.
@@ -82,7 +84,7 @@ def find_protocol(name: str) -> Protocol:
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracies of n networks trained on one set or stream, with all that is needed to repeat them.
+    """Accuracies of n networks trained on one set or stream, with their provenance.
 
     Attributes:
         name: method, `random-real` or `full data`.
@@ -133,7 +135,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores of a set of images in the feature spaces of n networks trained on real images.
+    """Scores of a set of images in the feature spaces of n networks.
+
+    The networks were trained on real images.
 
     Attributes:
         name: method, `random-real`, `test images`, or `reconstruction` of the test images by an autoencoder.
@@ -222,7 +226,10 @@ class Report:
 
     @property
     def valid(self) -> bool | None:
-        """True if full data reaches the recipe's floor, so that good data can be told from bad; None if not tested."""
+        """True if full data reaches the recipe's floor; None if that was not tested.
+
+        A recipe under its floor is too weak to tell good data from bad.
+        """
         return not self._too_weak() if self.find(FULL_DATA) else None
 
     def _too_weak(self) -> list[Result]:
@@ -264,7 +271,7 @@ class Report:
         ]
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON; a process killed at any moment leaves the old file or the new one."""
+        """Write as JSON; a process killed meanwhile leaves the old file or the new one."""
         write_json(Path(path), asdict(self))
 
     @classmethod
@@ -282,7 +289,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Report":
-        """Build a report from the output of `dataclasses.asdict`, also after a round trip through JSON.
+        """Build a report from the output of `dataclasses.asdict`, or from saved JSON.
 
         Raises:
             TypeError: fields are missing or unknown.
@@ -379,7 +386,7 @@ def _deviation(values: Iterable[float]) -> float:
 
 
 def _cells(results: list[Result], with_sampling: bool) -> list[str]:
-    """Return a table row: the mean over generators, with separate deviations over networks and generators."""
+    """Return a table row: the mean over generators, and deviations of two kinds."""
     first, means = results[0], [result.mean for result in results]
     accuracy = f"{100 * statistics.fmean(means):.1f}"
     if len(first.accuracies) > 1:

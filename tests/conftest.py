@@ -1,4 +1,4 @@
-"""What every test shares."""
+"""Shared fixtures: one torch thread, a Hub for tests, and client processes that talk to it."""
 
 import contextlib
 import multiprocessing
@@ -15,12 +15,12 @@ TIMEOUT = 120  # seconds for one call in a client process
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Networks this small are faster on one thread, and many times faster where other programs hold the cores."""
+    """Use one thread: small networks are faster on it, above all where other programs use the cores."""
     torch.set_num_threads(1)
 
 
 def serve(pipe):
-    """What a client process does: run the functions that come, until the test process is gone."""
+    """Run in a client process the functions that arrive, until the test process is gone."""
     while True:
         try:
             function, arguments, options = pipe.recv()
@@ -39,9 +39,9 @@ def serve(pipe):
 
 
 class Client:
-    """A process of its own, which runs functions of a test module as a user of the Hub's libraries would.
+    """A process that runs functions of a test module as a user of the Hub's libraries would.
 
-    Of the HF_... and proxy variables it has those of `environment` only, and has them before it imports anything.
+    It has the HF_... and proxy variables of `environment` only, and has them before it imports anything.
     """
 
     def __init__(self, environment):
@@ -76,7 +76,7 @@ class Client:
         raise value from RuntimeError(f"in the client process\n{trace}")
 
     def close(self):
-        """End the process, even in the midst of something."""
+        """Kill the process, whatever it is doing."""
         self.pipe.close()
         self.process.kill()
         self.process.join()
@@ -84,7 +84,7 @@ class Client:
 
 @contextlib.contextmanager
 def clients(hub, temporary):
-    """What the fixtures `client` and `shared_client` are; the processes end with it."""
+    """Yield the factory of the fixtures `client` and `shared_client`; end its processes afterwards."""
     started = []
 
     def start(token=None, home=None, offline=False, endpoint=None, **environment):
@@ -112,7 +112,7 @@ def serving(root):
 
 @pytest.fixture
 def hub(tmp_path_factory):
-    """A Hub of the test's own, without users or repos; it takes milliseconds. See `HubServer`."""
+    """A new Hub for one test, without users or repos; it starts in milliseconds. See `HubServer`."""
     with serving(tmp_path_factory.mktemp("hub")) as server:
         yield server
 
@@ -123,10 +123,10 @@ def client(hub, tmp_path_factory):
 
     `client(token).run(function, *args, **kwargs)` runs a module-level function of the test module in the process,
     which talks to `hub` unless given another endpoint, caches in a new empty HF_HOME unless given one (`Client.home`)
-    and is anonymous without a token. To start one costs seconds, for its imports, so let one run several functions.
+    and is anonymous without a token. A process takes seconds to start, so let it run several functions.
 
-    A module whose tests can do with one Hub asks for `shared_hub` and `shared_client` instead, which last as long as
-    the module does: start the processes in module-scoped fixtures of its own, and give each test its own repo ids.
+    Modules whose tests can share a Hub use `shared_hub` and `shared_client`, which last for the module: start the
+    processes in module-scoped fixtures, and give each test its own repo ids.
     """
     with clients(hub, tmp_path_factory) as start:
         yield start
@@ -134,7 +134,7 @@ def client(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared_hub(tmp_path_factory):
-    """As `hub`, for all tests of a module."""
+    """As `hub`, but one for all tests of a module."""
     with serving(tmp_path_factory.mktemp("hub")) as server:
         yield server
 
@@ -148,7 +148,7 @@ def shared_client(shared_hub, tmp_path_factory):
 
 @pytest.fixture
 def float64():
-    """What is made in a test is made in float64."""
+    """Make float64 the default dtype of a test."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""A small generator of every kind, for tests of what all of them promise."""
+"""A small generator of every kind, for tests of the guarantees that all kinds share."""
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler

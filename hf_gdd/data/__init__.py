@@ -4,18 +4,9 @@ from hf_gdd.utils.lazy import lazy_names
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {
-        "ImageTensors": "image_tensors",
-        "InputTransform": "normalization",
-        "Normalize": "normalization",
-        "ZCAWhitening": "normalization",
-        "input_transform": "normalization",
-        "class_rows_of": "imagenet",
-        "dataset_features": "decoding",
-        "encode_png": "pixels",
-        "tanh_to_uint8": "pixels",
-        "to_tanh": "pixels",
-        "to_unit": "pixels",
-        "unit_to_uint8": "pixels",
-    },
+    image_tensors="ImageTensors",
+    normalization="InputTransform Normalize ZCAWhitening input_transform",
+    imagenet="class_rows_of",
+    decoding="dataset_features",
+    pixels="encode_png tanh_to_uint8 to_tanh to_unit unit_to_uint8",
 )

@@ -1,4 +1,4 @@
-"""Turn a generator into training data: a cached `datasets` data set of any size, or an endless stream."""
+"""Turn a generator into a cached `datasets` data set, or into an endless stream."""
 
 import math
 import shutil
@@ -51,13 +51,13 @@ class DistilledConfig(datasets.BuilderConfig):
     batch_size: int = DEFAULT_BATCH
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
-        """Return the name of the cache folder, which must not change: only what decides the pixels and labels."""
+        """Return the cache folder's name, from what decides pixels; must never change."""
         digest = datasets.fingerprint.Hasher.hash([self.fingerprint, self.sampling, list(self.generator.class_names)])
         return f"ipc{self.ipc}-seed{self.seed}-{digest}"
 
 
 class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
-    """Build a data set of exactly `ipc` images of every class, class after class, in the order of their index.
+    """Build a data set of exactly `ipc` images of every class, class after class.
 
     Image i of a class does not depend on `ipc`, so a smaller set is the beginning of a larger one, class by class.
     `load_distilled_dataset` is the short way to use it.
@@ -129,7 +129,7 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
     def download_and_prepare(
         self, output_dir: str | None = None, *args: Any, num_proc: int | None = None, **kwargs: Any
     ) -> None:
-        """Make the set unless it is cached; see `datasets.DatasetBuilder.download_and_prepare`.
+        """Make the set unless it is cached; see the base class for its arguments.
 
         A set of several shards stores finished ones beside its place in the cache until it is complete, so that an
         interrupted run resumes; this takes the set's disk space once more. The processes of a launcher (`torchrun`,

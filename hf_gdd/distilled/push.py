@@ -1,4 +1,4 @@
-"""Push materialized sets to the Hub as data sets that `datasets.load_dataset` reads."""
+"""Push materialized sets to the Hub, where `datasets.load_dataset` reads them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- hf_gdd -->", "<!-- /hf_gdd -->"  # around our part of the car
 
 
 def config_name(ipc: int, seed: int) -> str:
-    """Return the name of a configuration: `ipc10`, or `ipc10-seed3` for another seed than 0."""
+    """Return a configuration's name: `ipc10`, or `ipc10-seed3` for seed 3."""
     return f"ipc{ipc}" if seed == 0 else f"ipc{ipc}-seed{seed}"
 
 
@@ -118,7 +118,7 @@ def _records(card: DatasetCard) -> dict[str, Any]:
 
 
 def _write_card(repo_id: str, name: str, origin: dict[str, Any], generator: Generator, token: str | None) -> None:
-    """Add a configuration's origin to the card, beside other configurations and the owner's own words."""
+    """Add a configuration to the card, and leave the owner's own words."""
     card = DatasetCard.load(repo_id, token=token)  # datasets has just written one
     data = card.data
     data[RECORD] = dict(sorted((_records(card) | {name: origin}).items()))

@@ -1,4 +1,4 @@
-"""Make a set in shards: each is encoded while the next is sampled, and stored until the set is complete."""
+"""Make a set in shards, each encoded while the next is sampled."""
 
 import hashlib
 import os
@@ -27,9 +27,9 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class ShardStore:
-    """Finished shards of one set: Arrow files with a checksum, each complete or absent.
+    """Finished shards of one set, in Arrow files with a checksum.
 
-    Processes may share the folder, since a shard has the same content whoever makes it.
+    A file is complete or absent. Processes may share the folder: a shard's content is the same whoever makes it.
 
     Args:
         folder: made when the first shard is written.
@@ -103,7 +103,7 @@ class ShardStore:
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Make the shards of one set: `ipc` images of every class, class after class, in the order of their index.
+    """Make the shards of a set, class after class, in the order of the indices.
 
     Attributes:
         generator: makes the images.
@@ -141,7 +141,7 @@ class ShardWriter:
         return range(start, min(start + self.shard_size, self.total))
 
     def tables(self, shards: Iterable[range], threads: int | None = None) -> Iterator[pa.Table]:
-        """Yield the table of each shard in order; stored shards are read, the others made and stored.
+        """Yield the table of each shard in order, read if stored, else made and stored.
 
         At most two shards are in memory, one being encoded and one being sampled.
 
@@ -163,7 +163,7 @@ class ShardWriter:
             pool.shutdown(cancel_futures=True)
 
     def _start(self, rows: range, pool: Executor) -> Callable[[], pa.Table]:
-        """Sample a shard and start to encode it; the returned function waits for the table and stores it."""
+        """Sample a shard and start to encode it; the returned function finishes it."""
         stored = self.store.read(rows) if self.store else None
         if stored is not None:
             return lambda: stored
@@ -235,7 +235,7 @@ def out_of_space(error: OSError, reason: str) -> OSError:
 
 
 def _to_host(images: Tensor) -> Callable[[], np.ndarray]:
-    """Start to copy images to host memory; the returned function waits for them while a GPU makes the next."""
+    """Start to copy images to host memory; the returned function waits for them."""
     if not images.is_cuda:
         array = images.cpu().numpy()
         return lambda: array

@@ -70,7 +70,7 @@ class DistilledStream(IterableDataset):
         self._share_memory()
 
     def _share_memory(self) -> None:
-        """Share the counters with worker processes, so that the pass after theirs is another epoch."""
+        """Share the counters with worker processes, so that epochs go on after theirs."""
         for name in ("_place", "_done", "_begun"):
             setattr(self, name, getattr(self, name).clone().share_memory_())
 
@@ -91,9 +91,10 @@ class DistilledStream(IterableDataset):
         return int(self._place[1]) if int(self._place[0]) == self.epoch else 0
 
     def split_by_node(self, rank: int, world_size: int) -> "DistilledStream":
-        """Return the part of one process; in each step the processes together see `world_size` batches.
+        """Return the part of one process.
 
-        Do not let Accelerate's `prepare` divide the stream a second time.
+        In each step the processes together see `world_size` batches. Do not let Accelerate's `prepare` divide the
+        stream a second time.
 
         Args:
             rank: number of the process.
@@ -113,7 +114,7 @@ class DistilledStream(IterableDataset):
         return part
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the rest of this epoch: dicts of `image` uint8 [B, C, H, W] and `label` int64 [B], on the device."""
+        """Yield dicts of `image` uint8 [B, C, H, W] and `label` int64 [B] of this epoch."""
         worker = get_worker_info()
         if worker is None:
             batches = self.batches(self.batches_per_epoch - self.position)
@@ -147,7 +148,7 @@ class DistilledStream(IterableDataset):
     def _make(
         self, places: Iterator[tuple[tuple[int, int], Tensor]]
     ) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
-        """Yield the images and labels of each place; small batches are made together, also across epochs."""
+        """Yield the images and labels of each place; small batches are made together."""
         ahead = max(1, DEFAULT_BATCH * self.world_size * self.batches_per_epoch // self.images_per_epoch)
         while plan := list(itertools.islice(places, ahead)):
             rows = [batch for _, batch in plan]
@@ -158,7 +159,7 @@ class DistilledStream(IterableDataset):
             yield from ((place, *batch) for (place, _), batch in zip(plan, batches, strict=True))
 
     def _places(self, first: int, position: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        """Yield (epoch, position), and the labels and indices [2, B] of its batch, from a place on without end."""
+        """Yield (epoch, position) and the batch's labels and indices [2, B], endlessly."""
         for epoch in itertools.count(first):
             rng = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
             order = torch.randperm(self.images_per_epoch, generator=rng)

@@ -1,4 +1,4 @@
-"""Measure a data set or a generator by the test accuracy of networks trained on it alone."""
+"""Measure a data set or a generator by networks trained on it alone."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -48,7 +48,7 @@ def evaluate(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
-    """Train `n` fresh networks of each architecture on `train` alone, and test them on real images.
+    """Train fresh networks on `train` alone, and test them on real images.
 
     Example:
         report = evaluate(generator, real["test"], real=real["train"], ipc=[1, 10, 50])
@@ -137,7 +137,7 @@ def baselines(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Report:
-    """Evaluate random subsets of the real set and the full data, once for many reports; see `Report.merge`.
+    """Evaluate the baselines of several reports at once; see `Report.merge`.
 
     Args:
         real: the real training set.
@@ -177,7 +177,7 @@ def as_images(data: Any, split: str, device: str | torch.device | None = None, *
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """Return one or several values as a tuple without repetition; None as an empty one."""
+    """Return one value or several as a tuple without repetition; None as ()."""
     if value is None:
         return ()
     values = (value,) if isinstance(value, (int, float, str)) or callable(value) else tuple(value)
@@ -192,7 +192,7 @@ def _evaluate_data(
     protocols: Sequence[Protocol],
     name: str,
 ) -> tuple[list[Result], list[Quality]]:
-    """Evaluate a data set under every protocol, and score its images if there is a scorer."""
+    """Evaluate a data set under every protocol, and score its images if asked for."""
     scores = [] if scorer is None else [*scorer.score_references((ipc,)), scorer.score(data, name=name, ipc=ipc)]
     results = []
     for protocol in protocols:
@@ -211,7 +211,7 @@ def _evaluate_generator(
     sampling: Any,
     name: str | None,
 ) -> tuple[list[Result], list[Quality]]:
-    """Evaluate a generator at every IPC under every protocol, and score its images if there is a scorer."""
+    """Evaluate a generator under every protocol, and score its images if asked for."""
     name, sampling = name or generator.method, sampling or generator.sampling
     images, results, scores = None, [], []
     sets = [protocol.sets for protocol in protocols if not protocol.fresh] + [1] * (scorer is not None)
@@ -227,7 +227,7 @@ def _evaluate_generator(
 
 
 def _teacher(bank: Generator | None, real: ImageTensors) -> Callable[[Tensor], Tensor] | None:
-    """Return a function that labels images with a bank's teacher, or None if there is none."""
+    """Return a function that labels images with a bank's teacher; None without one."""
     if bank is None or not bank.has_soft_labels:
         return None
     transform = input_transform(real, bank.zca)
@@ -237,7 +237,7 @@ def _teacher(bank: Generator | None, real: ImageTensors) -> Callable[[Tensor], T
 def _choose_transform(
     generator: Generator | None, data: ImageTensors | None, real: ImageTensors | None, zca: bool
 ) -> tuple[InputTransform, str]:
-    """Return an input transform and the origin of its statistics: the real set if given, else what is evaluated.
+    """Return an input transform and the origin of its statistics.
 
     Raises:
         ValueError: images are to be whitened, but there is no real set.

@@ -1,4 +1,4 @@
-"""Train classifiers from scratch on images and measure their accuracy on real test images."""
+"""Train classifiers from scratch and measure their accuracy on real test images."""
 
 import json
 import platform
@@ -27,7 +27,7 @@ from hf_gdd.utils.random import Random
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Train and test networks on any number of training sets under the same conditions.
+    """Train and test networks on several training sets under the same conditions.
 
     `hf_gdd.evaluate` uses it; use it directly for training data that is neither a set nor a generator.
 
@@ -230,7 +230,7 @@ class Evaluator:
         return results
 
     def build_report(self, results: list[Result], train: str, origin: str, quality: Iterable[Quality] = ()) -> Report:
-        """Put results and scores together with the conditions; `origin` is that of the normalization's statistics."""
+        """Build a report; `origin` is that of the statistics of `transform`."""
         device, cpu = self.test.device, f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
         return Report(
             results=tuple(results),
@@ -253,6 +253,6 @@ def _show_progress(batches: Batches, bar: tqdm, networks: int) -> Batches:
 
 
 def provenance(generator: Generator, sampling: Any) -> dict[str, Any]:
-    """Return the fields of `Result` and `Quality` that identify a generator and its sampling."""
+    """Return the fields of a row that identify a generator and its sampling."""
     text = ", ".join(f"{name}={value}" for name, value in sampling.identity().items())
     return {"generator_seed": generator.seed, "generator": generator.fingerprint, "sampling": text}

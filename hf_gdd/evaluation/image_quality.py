@@ -23,12 +23,14 @@ _BATCH = 500
 
 @lru_cache(maxsize=1)
 def feature_evaluator(evaluator: Evaluator, real: ImageTensors) -> "FeatureEvaluator":
-    """Return the feature evaluator of an evaluator; equal arguments share one, since its training takes long."""
+    """Return a feature evaluator; equal arguments share one, trained once."""
     return FeatureEvaluator(evaluator, real)
 
 
 class FeatureEvaluator:
-    """Score sets of images against the test images, by n networks trained on all real training images.
+    """Score sets of images against the test images, in feature spaces of n networks.
+
+    The networks are trained on all real training images.
 
     Args:
         evaluator: gives the test images, the recipe, the seeds, n, and its first architecture.
@@ -60,7 +62,7 @@ class FeatureEvaluator:
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return for each network its labels [N] and its features [N, D] of images uint8 [N, C, H, W]."""
+        """Return labels [N] and features [N, D] of uint8 images by each network."""
         pairs, device = [], self.evaluator.test.device
         for network in self.networks:
             batches = (self.evaluator.transform(to_unit(part.to(device))) for part in images.split(_BATCH))
@@ -107,7 +109,9 @@ class FeatureEvaluator:
     def score_generator(
         self, generator: Generator, images: Tensor, ipcs: Sequence[int], sampling: Any, name: str
     ) -> list[Quality]:
-        """Score a generator at each IPC, and its autoencoder's reconstruction of the test images if it has one.
+        """Score a generator at each IPC, and its autoencoder if it has one.
+
+        The autoencoder is scored by its reconstruction of the test images.
 
         Args:
             generator: the generator.

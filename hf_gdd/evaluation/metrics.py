@@ -75,7 +75,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def class_diversity(features: Tensor, labels: Tensor) -> float:
-    """Compute 1 minus the mean cosine of two images of one class, as a mean over the classes.
+    """Compute 1 minus the mean cosine of two images of one class, averaged by class.
 
     Args:
         features: features of the images [N, D].
@@ -91,6 +91,6 @@ def class_diversity(features: Tensor, labels: Tensor) -> float:
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """Return the distance of every row to its k-th nearest other row, or to the farthest if there are fewer."""
+    """Return the distance of every row to its k-th nearest other row, or the last."""
     rank = min(k, len(x) - 1) + 1  # a row is its own nearest
     return torch.cat([torch.cdist(part, x).kthvalue(rank, dim=1).values for part in x.split(_ROWS)])

@@ -1,4 +1,4 @@
-"""Run the protocols of `hf_gdd.report.PROTOCOLS`: check requests, and make the images that networks see.
+"""Run the protocols of `hf_gdd.report.PROTOCOLS`: check requests, provide images.
 
 A protocol differs from others only by the fields of its record, so a new one is a line in that table and, if it needs
 a new field, the code here that reads the field.
@@ -42,14 +42,14 @@ def choose_protocols(names: Sequence[str], soft: bool) -> tuple[Protocol, ...]:
 def check_data(protocols: Iterable[Protocol]) -> None:
     """Raise ValueError unless a data set is enough for these protocols."""
     for protocol in protocols:
-        if protocol.fresh or protocol.sets > 1:
+        if protocol.name not in (FIXED, SOFT):
             raise ValueError(
                 f"A data set can only be evaluated under {FIXED!r} or {SOFT!r}; {protocol.name!r} needs a generator."
             )
 
 
 def check_generator(generator: Generator, protocols: Iterable[Protocol], ipcs: Sequence[int]) -> None:
-    """Raise ValueError unless a generator makes as many images as these protocols need."""
+    """Raise ValueError unless a generator makes the images these protocols need."""
     if not ipcs:
         raise ValueError("A generator makes any number of images: say how many per class with ipc=10, for example.")
     for protocol in protocols:
@@ -64,7 +64,7 @@ def check_generator(generator: Generator, protocols: Iterable[Protocol], ipcs: S
 
 
 def check_comparable(test: ImageTensors, *others: ImageTensors | Generator | None) -> None:
-    """Raise ValueError unless all have the classes and the image shape of the test set."""
+    """Raise ValueError unless all have the test set's classes and image shape."""
     for other in others:
         if other is None:
             continue
@@ -112,7 +112,7 @@ def count_distinct(protocol: Protocol, images: int, steps: int, recipe: Recipe) 
 
 
 def materialize(generator: Generator, per_class: int, seed: int, sampling: Any, device: torch.device) -> Tensor:
-    """Make the first images of every class, uint8 [K, per_class, C, H, W], to be cut into sets of any size."""
+    """Make the first images of every class, uint8 [K, per_class, C, H, W]."""
     labels = torch.arange(generator.num_classes).repeat_interleave(per_class)
     indices = torch.arange(per_class).repeat(generator.num_classes)
     images = generator.sample(labels, indices, seed, sampling).to(device)
@@ -120,7 +120,7 @@ def materialize(generator: Generator, per_class: int, seed: int, sampling: Any, 
 
 
 def to_image_tensors(images: Tensor, class_names: Sequence[str], logits: Tensor | None = None) -> ImageTensors:
-    """Turn images uint8 [K, n, C, H, W] and logits [K * n, K], if there are any, into a data set."""
+    """Turn images uint8 [K, n, C, H, W] and any logits [K * n, K] into a data set."""
     labels = torch.arange(len(images), device=images.device).repeat_interleave(images.shape[1])
     soft = None if logits is None else logits.to(images.device)
     return ImageTensors(
@@ -129,7 +129,7 @@ def to_image_tensors(images: Tensor, class_names: Sequence[str], logits: Tensor 
 
 
 def cut_sets(protocol: Protocol, generator: Generator, images: Tensor, ipc: int) -> list[ImageTensors]:
-    """Cut images from `materialize` into the sets of `ipc` images per class that a protocol trains on by turns."""
+    """Cut images from `materialize` into the sets that take turns in a protocol."""
     logits = None
     if protocol.soft:
         labels = torch.arange(generator.num_classes).repeat_interleave(ipc)
@@ -141,7 +141,7 @@ def cut_sets(protocol: Protocol, generator: Generator, images: Tensor, ipc: int)
 def fresh_batches(
     generator: Generator, ipc: int, seed: int, recipe: Recipe, sampling: Any, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of images and labels that are new in each epoch, as many as the recipe takes steps."""
+    """Yield batches that are new in each epoch, as many as the recipe takes steps."""
     steps = recipe.for_ipc(ipc, generator.num_classes).steps(ipc * generator.num_classes)
     for batch in DistilledStream(generator, ipc, seed, recipe.batch_size, sampling).batches(steps):
         yield tuple(part.to(device) for part in batch)

@@ -4,18 +4,11 @@ from hf_gdd.utils.lazy import lazy_names
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {
-        "AutoGenerator": "auto",
-        "ConditionalGANGenerator": "gan",
-        "DiffusionGenerator": "diffusion",
-        "DiffusionSampling": "sampling",
-        "Discriminator": "gan",
-        "Generator": "base",
-        "GeneratorModel": "pretrained",
-        "ImageBank": "image_bank",
-        "PretrainedGenerator": "pretrained",
-        "Sampling": "sampling",
-        "StoredSampling": "sampling",
-        "noise": "noise",
-    },
+    auto="AutoGenerator",
+    gan="ConditionalGANGenerator Discriminator",
+    diffusion="DiffusionGenerator",
+    sampling="DiffusionSampling Sampling StoredSampling",
+    base="Generator",
+    pretrained="GeneratorModel PretrainedGenerator",
+    image_bank="ImageBank",
 )

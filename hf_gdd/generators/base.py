@@ -1,4 +1,4 @@
-"""Base of every generator: what it promises, and what a kind of generator may add."""
+"""Base class of every generator, with defaults for optional abilities."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -180,12 +180,12 @@ class Generator:
 
     @property
     def has_soft_labels(self) -> bool:
-        """True if a teacher's logits come with the images."""
+        """True if the images have a teacher's logits."""
         return False
 
     @property
     def zca(self) -> bool:
-        """True if the teacher sees whitened images, as its students then should."""
+        """True if the teacher sees whitened images; its students should see them too."""
         return False
 
     def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ MAX_BYTES = 100_000_000_000
 
 
 class ImageBank(GeneratorModel):
-    """Optimized images, equally many of every class, and a teacher's logits for each.
+    """Stored images, equally many of every class, and a teacher's logits for each.
 
     The teacher is stored too, so that it can label other images: to see what the images add, compare with random real
     images that have labels of the same teacher.
@@ -98,12 +98,12 @@ class ImageBank(GeneratorModel):
 
     @property
     def has_soft_labels(self) -> bool:
-        """True if a teacher comes with the images."""
+        """True if the images have a teacher's logits."""
         return self.config.teacher is not None
 
     @property
     def zca(self) -> bool:
-        """True if the teacher sees whitened images, as its students then should."""
+        """True if the teacher sees whitened images; its students should see them too."""
         return self.config.zca
 
     @property

@@ -4,12 +4,8 @@ from hf_gdd.utils.lazy import lazy_names
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {
-        "LoadError": "files",
-        "PushError": "upload",
-        "dataset_card": "cards",
-        "generator_card": "cards",
-        "push": "upload",
-        "resolve": "loading",
-    },
+    files="LoadError",
+    upload="PushError push",
+    cards="dataset_card generator_card",
+    loading="resolve",
 )

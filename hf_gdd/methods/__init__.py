@@ -2,6 +2,4 @@
 
 from hf_gdd.utils.lazy import lazy_names
 
-_NAMES = ("Method", "all_methods", "find_method", "register_method")
-
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(_NAMES, "registry"))
+__getattr__, __dir__ = lazy_names(__name__, registry="Method all_methods find_method register_method")

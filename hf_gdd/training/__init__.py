@@ -4,15 +4,12 @@ from hf_gdd.utils.lazy import lazy_names
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {
-        "Interrupted": "signals",
-        "Processes": "distributed",
-        "RunError": "errors",
-        "RunFolder": "run_folder",
-        "Stage": "config",
-        "StartPoint": "start_point",
-        "Trainer": "trainer",
-        "TrainerState": "state",
-        "TrainingConfig": "config",
-    },
+    signals="Interrupted",
+    distributed="Processes",
+    errors="RunError",
+    run_folder="RunFolder",
+    config="Stage TrainingConfig",
+    start_point="StartPoint",
+    trainer="Trainer",
+    state="TrainerState",
 )

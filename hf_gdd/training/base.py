@@ -163,6 +163,12 @@ class TrainerBase:
 
     # State.
 
+    @property
+    def stage(self) -> Stage | None:
+        """The current stage, or None after the last."""
+        stages = self.stages
+        return stages[self.state.stage] if self.state.stage < len(stages) else None
+
     def hold_out(self, fraction: float | None) -> None:
         """Hold out this part of every class for validation, which makes it another run; None holds out nothing."""
         self.data, self.held_out = self.whole, None

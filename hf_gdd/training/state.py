@@ -1,4 +1,4 @@
-"""Where a run is, and which rows come next."""
+"""Progress of a run, and the order of its batches."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -14,7 +14,6 @@ from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
 from hf_gdd.training.base import TrainerBase
-from hf_gdd.training.config import Stage
 from hf_gdd.training.errors import explain_failures
 from hf_gdd.training.metrics_log import MetricsLog, non_finite_part
 from hf_gdd.training.run_folder import stage_file
@@ -99,10 +98,10 @@ class Trainer(TrainerBase):
             held_out: part of every class to hold out for validation; None for none.
 
         Raises:
-            ValueError: the folder holds another run, is in use, or anything that would make the run fail later.
+            ValueError: the folder holds another run, is in use, or the run would fail later.
 
         """
-        self.log = None
+        self.log = self.bar = None
         self.hold_out(held_out)
         self.run.check()
         self.check_processes()
@@ -170,7 +169,6 @@ class Trainer(TrainerBase):
 
         Raises:
             NonFiniteLossError: a loss or a weight is not finite.
-            OSError: the checkpoint cannot be written.
 
         """
         self._flush()  # which refuses to save what is not finite
@@ -187,12 +185,6 @@ class Trainer(TrainerBase):
         """Release the folder for other processes."""
         if self.processes.main:
             self.run.unlock()
-
-    @property
-    def stage(self) -> Stage | None:
-        """The current stage, or None after the last."""
-        stages = self.stages
-        return stages[self.state.stage] if self.state.stage < len(stages) else None
 
     def _explain_failures(self) -> AbstractContextManager:
         def batch() -> tuple[str, int] | None:
@@ -213,9 +205,9 @@ class Trainer(TrainerBase):
                 "mixed precision, in a new output_dir."
             ) from error
         if self.bar is not None:
-            hidden = ("step", "stage", "seconds")
-            shown = {name: f"{value:.3g}" for name, value in record.items() if name not in hidden and "/" not in name}
-            self.bar.set_postfix({name.replace("images_per_second", "img/s"): text for name, text in shown.items()})
+            shown = {name: value for name, value in record.items() if isinstance(value, float) and "/" not in name}
+            shown["img/s"] = shown.pop("images_per_second", 0.0)
+            self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if name != "seconds"})
 
     def _last_good(self) -> Path | str:
         return self.run.newest_checkpoint() or "none: the run is too young"
@@ -257,10 +249,7 @@ class Trainer(TrainerBase):
 
     @contextmanager
     def _progress_bar(self) -> Iterator[None]:
-        total = sum(stage.steps for stage in self.stages)
         hidden = {} if self.processes.main else {"disable": True}
-        with tqdm(total=total, initial=self.state.global_step, unit="step", dynamic_ncols=True, **hidden) as self.bar:
-            try:
-                yield
-            finally:
-                self.bar = None
+        options = {"total": sum(stage.steps for stage in self.stages), "initial": self.state.global_step} | hidden
+        with tqdm(unit="step", dynamic_ncols=True, **options) as self.bar:
+            yield

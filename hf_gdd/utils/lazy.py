@@ -1,22 +1,26 @@
 """Import public names on first use: diffusers and datasets take seconds to import."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(package: str, **modules: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__` (PEP 562) for names that its modules define.
 
     Args:
         package: dotted name of the package.
-        names: for each public name its module, relative to the package.
+        modules: for each module of the package the public names in it, separated by spaces.
+
+    Example:
+        __getattr__, __dir__ = lazy_names(__name__, networks="build_network frozen", learner="Learner")
 
     """
+    home = {name: module for module, names in modules.items() for name in names.split()}
 
     def __getattr__(name: str) -> Any:
-        if name not in names:
+        if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{names[name]}"), name)
+        return getattr(import_module(f"{package}.{home[name]}"), name)
 
-    return __getattr__, lambda: sorted(names)
+    return __getattr__, lambda: sorted(home)

@@ -47,7 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         **{"side": 8, "rows": 500, "network": "convnet2", "inner": 2, "ipc": 20, "gan": {"width": 8}},
-        "diffusion": {"width": 32, "depth": 2, "heads": 2, "vae_width": 8, "vae_levels": 2},
+        "diffusion": {"width": 16, "depth": 1, "heads": 2, "vae_width": 8, "vae_levels": 2},
         "batch": {"gan": 20, "match": 10, "diffusion": 10, "prediction": 50, "stream": 64, "evaluate": 20},
         "evaluate": {"n": 2, "steps": 3, "test": 100},
     },
@@ -126,16 +126,16 @@ class HotPaths:
     Args:
         size: name in `SIZES`.
         folder: folder of the runs.
-        batch: images of one step instead of the size's.
+        batch_size: images of one step instead of the size's.
         factors: how many times larger each name in `FACTORS` is.
 
     """
 
-    def __init__(self, size: str, folder: str | Path, batch: int | None = None, **factors: int) -> None:
+    def __init__(self, size: str, folder: str | Path, batch_size: int | None = None, **factors: int) -> None:
         torch.manual_seed(0)
         self.size, self.factors, self.folder, self.runs = SIZES[size], FACTORS | factors, Path(folder), 0
-        if batch is not None:
-            self.size = self.size | {"batch": dict.fromkeys(self.size["batch"], batch)}
+        if batch_size is not None:
+            self.size = self.size | {"batch": dict.fromkeys(self.size["batch"], batch_size)}
         real = ImageTensors.from_dataset("digits", "train", image_size=self.size["side"])
         self.data = self.repeat(real, self.size["rows"] * self.factors["rows"])
         self.device, self.test = self.data.device, self.part(self.size["evaluate"]["test"])

@@ -279,9 +279,11 @@ def completing(folder, begun):
     lock = files.claim(SHARDS[0])
     assert lock is not None
     begun.set()
-    time.sleep(0.3)
+    while not all(map(files.has, SHARDS[1:])):  # which the other process makes
+        time.sleep(0.01)
+    time.sleep(0.2)
     (folder / "done").touch()
-    shutil.rmtree(files.folder)
+    shutil.rmtree(files.folder, ignore_errors=True)  # the other may add its lock meanwhile
     time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""A save is whole or not at all: whenever it is killed or fails, the folder holds one generator, and other files stay."""
+"""Whenever a save is killed or fails, the folder holds one whole generator, and other files stay."""
 
 import os
 import re

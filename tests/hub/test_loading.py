@@ -365,7 +365,7 @@ def test_a_report_with_a_value_of_another_type_never_stops_weights(folder, value
     generator, path = reported(folder), folder / "report.json"
     whole = json.loads(path.read_text())
     places = [(), ("results", 0), ("quality", 0), ("quality", 0, "scores")]
-    for place, name in [(place, name) for place in places for name in at(whole, place)]:
+    for place, name in [(where, field) for where in places for field in at(whole, where)]:
         content = json.loads(json.dumps(whole))
         at(content, place)[name] = value
         path.write_text(json.dumps(content))

@@ -552,7 +552,7 @@ def test_the_command_trains_and_repeats(tmp_path, monkeypatch, capsys):
     assert main([*judged, "--classes", "1"]) == 2
     assert "1 classes are chosen for the 10" in capsys.readouterr().err
     before = (tmp_path / "again/generator/report.json").read_text()
-    assert main([*judged, "--recipe", "tiny", "--steps", "1", "--classes", *"9876543210"]) == 0
+    assert main([*judged, "--recipe", "tiny", "--num-inference-steps", "1", "--classes", *"9876543210"]) == 0
     assert (tmp_path / "again/generator/report.json").read_text() == before
     assert (tmp_path / "report.json").is_file()
 

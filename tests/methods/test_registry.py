@@ -65,7 +65,7 @@ class ClassMeanTrainer(Trainer):
         mean = self.mean.sums / self.mean.count.clamp(min=1).view(-1, 1, 1, 1)
         images = (self.config.blend * mean).round().to(torch.uint8)[:, None]
         data, record = self.data, self.training_record()
-        return ImageBank.of(images, class_names=data.class_names, mean=data.mean, std=data.std, training=record)
+        return ImageBank.from_images(images, class_names=data.class_names, mean=data.mean, std=data.std, training=record)
 '''
 
 
@@ -123,7 +123,7 @@ def test_a_method_in_one_file_outside_the_package_trains_from_the_command_line(p
     assert bank.config.training["blend"] == 0.5
     card = (plugin / "run" / "generator" / "README.md").read_text()
     assert "arxiv.org/abs/0000.00001" in card
-    assert "Average the images of every class." in card
+    assert "average the images of every class." in card
     assert main(["distill", "--config", "run", "--plugin", "class_mean", "--output-dir", "again"]) == 0
     assert AutoGenerator.from_pretrained(plugin / "again" / "generator").fingerprint == bank.fingerprint
 

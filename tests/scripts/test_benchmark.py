@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-SETTINGS = {"size": "tiny", "data": "digits", "image_size": None, "batch_size": None, "repeats": 1, "threads": 1}
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts" / "benchmark"
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,8 @@ def scripts():
 
 
 @pytest.fixture
-def bench(scripts):
-    with scripts[0].prepared(SETTINGS) as made:
-        yield made
+def paths(scripts, tmp_path):
+    return scripts[1].HotPaths("tiny", tmp_path)
 
 
 class Replay:
@@ -60,7 +59,7 @@ def assert_same(ours, plain, lr):
     assert largest > 0
     compared = 0
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
-        assert float((a.grad - b.grad).norm()) <= 1e-4 * max(float(b.grad.norm()), 1e-3 * largest)
+        assert float((a.grad - b.grad).norm()) <= 1e-4 * max(float(b.grad.norm()), 1e-2 * largest)
         clear = b.grad.abs() > 1e-4 * largest
         compared += int(clear.sum())
         assert torch.allclose(a[clear], b[clear], rtol=0, atol=1e-3 * lr + 1e-7)
@@ -68,8 +67,8 @@ def assert_same(ours, plain, lr):
 
 
 @pytest.mark.parametrize("stage", ["gan", "match"])
-def test_the_plain_step_is_ours(bench, monkeypatch, stage):
-    case = getattr(bench, stage)()
+def test_the_plain_step_is_ours(paths, monkeypatch, stage):
+    case = getattr(paths, stage)()
     trainer, plain = case.ours({}, "no").trainer, case.reference(0)
     for name in ("generator", "discriminator"):
         getattr(plain, name).load_state_dict(getattr(trainer, name).state_dict())
@@ -82,8 +81,8 @@ def test_the_plain_step_is_ours(bench, monkeypatch, stage):
     rows = torch.arange(case.images) * 7
     trainer.step(rows)
     replay.replaying = True
-    plain.endless = iter([batch(bench.data, rows)])
-    plain.own = [batch(bench.data, drawn) for drawn in replay.drawn.pop(("randint", (64,)), ())]
+    plain.endless = iter([batch(paths.data, rows)])
+    plain.own = [batch(paths.data, drawn) for drawn in replay.drawn.pop(("randint", (64,)), ())]
     assert len(plain.own) == (2 if stage == "match" else 0)
     assert all(math.isfinite(value) for value in plain().values())
     assert not any(replay.drawn.values())
@@ -96,8 +95,8 @@ def test_the_plain_step_is_ours(bench, monkeypatch, stage):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_plain_image_step_is_ours(bench):
-    case = bench.prediction()
+def test_the_plain_image_step_is_ours(paths):
+    case = paths.prediction()
     trainer, plain = case.ours({}, "no").trainer, case.reference(0)
     group = trainer.groups.own[0]
     plain.images.data.copy_(group.images)
@@ -113,31 +112,29 @@ def test_the_plain_image_step_is_ours(bench):
 
 @contextmanager
 def here():
-    """Instead of a process, which takes seconds to begin."""
+    """Stands in for a process, which takes seconds to begin."""
     yield lambda function, *args, **kwargs: function(*args, **kwargs)
 
 
 def test_everything_is_measured_and_written_down(scripts, tmp_path, monkeypatch, capsys):
-    benchmark, paths = scripts
+    benchmark, hot_paths = scripts
     out = tmp_path / "benchmark.json"
     monkeypatch.setattr(benchmark, "process", here)
     monkeypatch.setattr(benchmark, "SIDES", {})  # what was measured goes with the test
-    monkeypatch.setattr(benchmark, "peak_speed", lambda device, precision: {"matrix product": 100.0})
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--size", "tiny", "--out", str(out)])
     benchmark.main(size="tiny", repeats=2, least=0.0, threads=1, out=out)
     printed = capsys.readouterr().out
     text = out.read_text()
     assert str(tmp_path) not in text
     found = json.loads(text)
-    assert {row["path"] for row in found["paths"]} == set(paths.PATHS)
+    assert {row["path"] for row in found["paths"]} == set(hot_paths.PATHS)
     for row in found["paths"]:
         assert len(row["seconds"]) == len(row["reference_seconds"]) == 2
         numbers = [*row["seconds"], *row["reference_seconds"], row["flops"], row["reference_flops"], row["images"]]
         assert all(math.isfinite(number) and number > 0 for number in numbers), row
         assert row["reference_flops"] == pytest.approx(row["predicted_flops"], rel=0.1), row["path"]
         assert row["flops"] <= 1.001 * row["reference_flops"], row["path"]
-    benchmark.main(table=out)
-    assert capsys.readouterr().out == printed
+    assert benchmark.tables(found) + "\n" == printed
     table = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(found["paths"])
     assert len({len(line) for line in table}) == 1
@@ -161,7 +158,6 @@ def test_a_path_that_is_not_there(scripts, tmp_path):
         scripts[0].main(paths="gam", out=tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("name", ["benchmark", "growth"])
-def test_readme_shows_what_was_measured(scripts, name):
-    found = json.loads((SCRIPTS / f"{name}.json").read_text())
-    assert scripts[0].tables(found) in (SCRIPTS.parent / "README.md").read_text()
+def test_the_committed_page_is_what_the_json_gives(scripts, tmp_path):
+    scripts[0].main(page_path=tmp_path / "benchmark.md")
+    assert (tmp_path / "benchmark.md").read_text() == (ROOT / "docs" / "benchmark.md").read_text()

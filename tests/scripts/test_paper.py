@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from hf_gdd import AutoGenerator, GlobalLocalTrainer, Recipe
+from hf_gdd import AutoGenerator, GlobalLocalTrainer, Recipe, Trainer
 from hf_gdd.report import Report, Result
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +43,7 @@ def small(scripts):
         n=2,
     )
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "save_pictures", lambda self: None)
         patch.setitem(experiments.SIZES, "small", size)
         patch.setitem(experiments.DATA, "digits", ("digits", None))
         yield size
