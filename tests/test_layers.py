@@ -104,8 +104,8 @@ def test_a_package_says_in_a_sentence_what_it_is_for(package):
 
 
 def test_modules_are_short_or_say_why():
-    long = [name for name, path in MODULES.items() if len(path.read_text().splitlines()) > 260]
-    assert not long
+    long = {name for name, path in MODULES.items() if len(path.read_text().splitlines()) > 260}
+    assert long <= {name for name in long if "longer than others because" in ast.get_docstring(TREES[name])}
 
 
 def test_scripts_use_the_public_library():

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:  # it takes a second to import, and reports need no tensors
+    import torch
 
 _STALE = 3600  # seconds after which a folder of no process here is remains; another machine may still write to it
 
@@ -70,6 +72,8 @@ def write_json(path: Path, content: Any, indent: int = 2) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint of tensors and primitives, whole or not at all."""
+    import torch
+
     try:
         with atomic_write(path) as file:
             torch.save(state, file)
@@ -79,13 +83,15 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         raise
 
 
-def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_state(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
     """Read what `save_state` wrote; runs no code from the file.
 
     Raises:
         ValueError: the file is absent or damaged.
 
     """
+    import torch
+
     if torch.device(device).type == "cpu":
         device = "cpu"  # a launcher's process is on cpu:0, where torch cannot restore anything
     try:

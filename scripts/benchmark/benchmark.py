@@ -98,7 +98,7 @@ SIDES: dict[str, tuple[Callable[[], Any], torch.device, int]] = {}
 def begin(folder: str, settings: dict[str, Any], path: str, ours: tuple[dict[str, Any], str] | None) -> dict[str, Any]:
     """Build, count and warm up one side of a path: ours with these settings and precision, or the reference."""
     torch.set_num_threads(settings["threads"])
-    paths = HotPaths(settings["size"], folder, settings["batch_size"])
+    paths = HotPaths(settings["size"], folder)
     case, device, tried = getattr(paths, path)(), paths.device, {}
     if ours is None and case.loads:
         tried = {c: worker_seconds(case.reference, c, device) for c in WORKERS if c <= (os.cpu_count() or 1)}
@@ -166,7 +166,7 @@ def point(settings: dict[str, Any], path: str, factors: dict[str, int]) -> dict[
     """Measure a call of ours; to be run in a fresh process, whose peak memory is all it ever used."""
     torch.set_num_threads(settings["threads"])
     with TemporaryDirectory() as folder:
-        paths = HotPaths(settings["size"], folder, settings["batch_size"], **factors)
+        paths = HotPaths(settings["size"], folder, **factors)
         case = getattr(paths, path)()
         call = case.ours({}, "no")
         call()
@@ -207,7 +207,6 @@ def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "cores": os.cpu_count(),
-        "tf32": {"convolution": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": git.stdout.strip() or None,
         "paths": [],
@@ -272,7 +271,6 @@ def main(
     paths: str = ",".join(PATHS),
     size: Literal["paper", "lite", "tiny"] = "paper",
     precision: str = "no",
-    batch_size: int | None = None,
     repeats: int = 5,
     least: float = 1.0,
     threads: int | None = None,
@@ -286,7 +284,6 @@ def main(
         paths: paths to measure, separated by commas.
         size: sizes of networks and batches.
         precision: precisions of ours, `no` or `no,bf16`; the reference is always in float32.
-        batch_size: batch of every path, instead of the size's.
         repeats: how often ours and the reference take turns.
         least: shortest time of one measurement in seconds.
         threads: threads of torch.
@@ -301,9 +298,8 @@ def main(
     chosen, precisions = paths.split(","), precision.split(",")
     if unknown := {*chosen} - {*PATHS} | {*precisions} - {*PRECISIONS}:
         raise SystemExit(f"Unknown {', '.join(sorted(unknown))}: choose of {', '.join(PATHS)}; of no, bf16.")
-    settings = {"size": size, "batch_size": batch_size, "repeats": repeats, "least": least}
-    record = circumstances(settings | {"threads": threads or torch.get_num_threads()})
-    settings = record["settings"]
+    settings = {"size": size, "repeats": repeats, "least": least, "threads": threads or torch.get_num_threads()}
+    record = circumstances(settings)
     rows = growth(settings, chosen) if growing else (row for p in chosen for row in measure(settings, p, precisions))
     for row in rows:
         record["growth" if growing else "paths"].append(row)

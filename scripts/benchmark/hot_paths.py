@@ -126,16 +126,13 @@ class HotPaths:
     Args:
         size: name in `SIZES`.
         folder: folder of the runs.
-        batch_size: images of one step instead of the size's.
         factors: how many times larger each name in `FACTORS` is.
 
     """
 
-    def __init__(self, size: str, folder: str | Path, batch_size: int | None = None, **factors: int) -> None:
+    def __init__(self, size: str, folder: str | Path, **factors: int) -> None:
         torch.manual_seed(0)
         self.size, self.factors, self.folder, self.runs = SIZES[size], FACTORS | factors, Path(folder), 0
-        if batch_size is not None:
-            self.size = self.size | {"batch": dict.fromkeys(self.size["batch"], batch_size)}
         real = ImageTensors.from_dataset("digits", "train", image_size=self.size["side"])
         self.data = self.repeat(real, self.size["rows"] * self.factors["rows"])
         self.device, self.test = self.data.device, self.part(self.size["evaluate"]["test"])
