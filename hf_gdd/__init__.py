@@ -1,4 +1,4 @@
-"""hf_gdd: distil an image data set into a generator, and turn any generator into a training set of any size."""
+"""hf_gdd: distill an image data set into a generator, and turn any generator into a training set of any size."""
 
 from importlib import import_module
 from typing import Any

@@ -16,7 +16,7 @@ from hf_gdd.hub.upload import PushError
 from hf_gdd.training.errors import RunError
 from hf_gdd.training.signals import Interrupted
 
-ABOUT = """Distil an image data set into a generator, and a generator into a training set of any size.
+ABOUT = """Distill an image data set into a generator, and a generator into a training set of any size.
 
   hf-gdd distill --dataset digits --preset tiny --output-dir runs/digits
   hf-gdd materialize runs/digits/generator --ipc 10 --output-dir distilled

@@ -26,7 +26,7 @@ logger = logging.getLogger("hf_gdd")
 
 
 class Trainer(TrainerBase):
-    """Distils a data set into a generator; a method is a subclass.
+    """Distills a data set into a generator; a method is a subclass.
 
     A subclass implements `stages`, `setup`, `step` and `to_generator`.
 

@@ -201,8 +201,9 @@ def cache_names(generator, ipc, **options):
     return Path(builder.cache_dir).parts[-4:]
 
 
-def test_sets_cached_by_an_earlier_version_are_found(monkeypatch):
+def test_sets_cached_by_an_earlier_version_are_found(tmp_path, monkeypatch):
     """These names are those of version 0.1.0 before its sampling fields were renamed."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(PlainGenerator, "class_names", ("zebra", "ant", "mole"))
     one = PlainGenerator()
     one.fingerprint = "0123456789abcdef" * 4
