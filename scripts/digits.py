@@ -4,9 +4,9 @@
 
 This takes about five minutes on two CPU cores and needs no network. In the table at the end, `dynamic` at IPC 10 should
 lie above random-real at IPC 10 for every method, and full data above 97 %. Differences of a point between the methods
-are noise: there is one generator of each. The losses below the table show that matching works. Each method leaves
-its run in `runs/digits/<method>`: generator, samples, losses.png and metrics.jsonl. To resume a run that was stopped,
-repeat the command.
+are noise: there is one generator of each. Below the table are the losses that matching minimizes, measured in fresh
+networks. Each method leaves its run in `runs/digits/<method>`: generator, samples, losses.png and metrics.jsonl. To
+resume a run that was stopped, repeat the command.
 """
 
 import sys

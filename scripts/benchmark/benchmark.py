@@ -1,33 +1,18 @@
 """Measure the throughput of every hot path beside a plain reference, and how cost grows.
 
-    python scripts/benchmark/benchmark.py                                  # the published sizes, on a CPU or a GPU
-    python scripts/benchmark/benchmark.py --growth --out growth.json       # cost when one quantity at a time doubles
-    python scripts/benchmark/benchmark.py --page docs/benchmark.md         # this page, from the stored JSON alone
+    python scripts/benchmark/benchmark.py                               # the published sizes, on a CPU or a GPU
+    python scripts/benchmark/benchmark.py --growth --out growth.json    # cost when one quantity at a time doubles
+    python scripts/benchmark/page.py                                    # write docs/benchmark.md from the stored JSON
 
-The reference (`plain_reference.py`) does what the papers' public code does: a `DataLoader` over PIL images with the
-number of workers that is fastest, float32 and NCHW, gradients of everything, one network at a time, losses read in
-every step. The library's side is what `fit`, `evaluate` and `load_distilled_dataset` run. Both do the same work on as
-many threads, by turns, each in a process of its own. `plain / ours` is the median over turns, with the smallest and the
-largest ratio in brackets; other runs have other medians.
-
-The images are the bundled digits, enlarged and repeated: the cost of a step depends on their shape alone. A TFLOP is
-one of convolutions and matrix products, in one call. `predicted` is what the reference should need by the textbook:
-three forward passes for each network that is trained, six for the gradient penalty. In `materialize` and `stream` the
-reference is the bare forward pass, in a process that returns freed memory to the system, so ours can be faster. In the
-second table one quantity doubles at a time, and every point has a process of its own.
-
-Each table names the commit it was measured at. `channels last` and `weight gradients as matrix products` are choices
-that an earlier version made by timing: the first is now the setting `channels_last`, the second is gone.
+page.py says how to read the tables.
 """
 
 import ctypes
-import json
 import math
 import os
 import platform
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -43,16 +28,13 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from hot_paths import PATHS, HotPaths, count_flops
+from page import PRECISIONS, tables
 
-from hf_gdd.report import markdown_table
 from hf_gdd.utils.device import keep_freed_memory
 from hf_gdd.utils.io import write_json
 
-HERE = Path(__file__).parent
 DESCRIBE = "git describe --always --dirty --abbrev=40 --exclude='*'"
-STORED = ("benchmark", "growth")  # JSON files beside this script
 WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
-PRECISIONS = {"no": "fp32", "bf16": "bf16"}
 # Settings that a path is measured with, one row each.
 VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "gan": [("paper", {}), ("fast", {"preset": "fast"})],
@@ -68,9 +50,6 @@ GROWTH = [
     *(("ipc", path, 2) for path in ("prediction", "materialize", "stream", "evaluate")),
     ("n", "evaluate", 2),
 ]
-
-
-# Measurement.
 
 
 def seconds(call: Callable[[], Any], device: torch.device, times: int = 1) -> float:
@@ -193,15 +172,12 @@ def growth(settings: dict[str, Any], paths: Sequence[str]) -> Iterator[dict[str,
             yield row
 
 
-# Records and tables.
-
-
 def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
     """Return everything that the numbers depend on; folders appear by their last name only."""
     cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
     packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy", "pillow")
-    git = subprocess.run(DESCRIBE, shell=True, capture_output=True, text=True, cwd=HERE, check=False)
+    git = subprocess.run(DESCRIBE, shell=True, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     return {
         "command": shlex.join(["python", "scripts/benchmark/benchmark.py", *words]),
         "settings": settings,
@@ -214,59 +190,6 @@ def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def tables(record: dict[str, Any]) -> str:
-    """Return the tables of one measurement, and its circumstances."""
-    parts = [paths_table(record)] * bool(record["paths"]) + [growth_table(record)] * bool(record["growth"])
-    settings, versions = record["settings"], record["versions"]
-    name, dash, changed = (record["commit"] or "").partition("-")
-    at = f" at commit {name[:7]}{dash}{changed}" if name else ""
-    facts = f"{record['device']}, {settings['threads']} threads; size {settings['size']}; {settings['repeats']} repeats"
-    facts += f"; torch {versions['torch']}, hf_gdd {versions['hf_gdd']}. Measured by `{record['command']}`{at}."
-    return "\n\n".join([*parts, facts])
-
-
-def paths_table(record: dict[str, Any]) -> str:
-    """Return a row for every path, variant and precision."""
-    header = "path | settings | images | plain s | ours s | plain / ours | plain img/s | ours img/s | plain TFLOP"
-    header, rows = f"{header} | predicted | ours TFLOP | ours GFLOP/s | workers".split(" | "), []
-    for row in record["paths"]:
-        ours, plain = statistics.median(row["seconds"]), statistics.median(row["reference_seconds"])
-        ratios = [a / b for a, b in zip(row["reference_seconds"], row["seconds"], strict=True)]
-        chosen = row.get("arithmetic", {})  # of earlier versions, which chose them by timing
-        labels = [f"{row['variant']} {PRECISIONS[row['precision']]}".strip()]
-        labels += ["channels last"] * bool(chosen.get("channels_last"))
-        labels += ["weight gradients as matrix products"] * bool(chosen.get("products"))
-        cells = [row["path"], ", ".join(labels), f"{row['images']:,}", f"{plain:.3g}", f"{ours:.3g}"]
-        cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
-        cells += [f"{row['images'] / x:,.0f}" for x in (plain, ours)]
-        cells += [f"{row[name] / 1e12:.3g}" for name in ("reference_flops", "predicted_flops", "flops")]
-        cells += [f"{row['flops'] / ours / 1e9:,.0f}", "-" if row["workers"] is None else str(row["workers"])]
-        rows.append(cells)
-    return markdown_table(header, rows)
-
-
-def growth_table(record: dict[str, Any]) -> str:
-    """Return a row for every quantity that grew."""
-    header = ["path", "grown", "seconds", "time", "predicted", "peak memory, MiB", "grows by", "of which stays"]
-    rows = []
-    for row in record["growth"]:
-        base, grown = row["base"], row["grown"]
-        times = [min(each["seconds"]) for each in (base, grown)]  # other load only adds time
-        peaks, rests = ([each[name] / 2**20 for each in (base, grown)] for name in ("peak_bytes", "rest_bytes"))
-        cells = [row["path"], f"{row['what']} x{row['factor']}", f"{times[0]:.3g} → {times[1]:.3g}"]
-        cells += [f"x{times[1] / times[0]:.2f}", f"x{grown['predicted_flops'] / base['predicted_flops']:.2f}"]
-        cells += [f"{peaks[0]:,.0f} → {peaks[1]:,.0f}", f"{peaks[1] - peaks[0]:+,.0f}", f"{rests[1] - rests[0]:+,.0f}"]
-        rows.append(cells)
-    return markdown_table(header, rows)
-
-
-def page() -> str:
-    """Return the page of the stored measurements, under the description of this script."""
-    _, description = __doc__.split("\n", 1)
-    stored = [tables(json.loads((HERE / f"{name}.json").read_text())) for name in STORED]
-    return "\n\n".join(["# Benchmark", description.strip("\n"), *stored]) + "\n"
-
-
 def main(
     paths: str = ",".join(PATHS),
     size: Literal["paper", "lite", "tiny"] = "paper",
@@ -276,7 +199,6 @@ def main(
     threads: int | None = None,
     growing: Annotated[bool, tyro.conf.arg(name="growth")] = False,
     out: Path = Path("benchmark.json"),
-    page_path: Annotated[Path | None, tyro.conf.arg(name="page")] = None,
 ) -> None:
     """Measure, write everything to a file and print it as tables.
 
@@ -289,12 +211,8 @@ def main(
         threads: threads of torch.
         growing: measure how cost grows instead.
         out: JSON file to write.
-        page_path: only write the page of the stored measurements here.
 
     """
-    if page_path is not None:
-        page_path.write_text(page())
-        return
     chosen, precisions = paths.split(","), precision.split(",")
     if unknown := {*chosen} - {*PATHS} | {*precisions} - {*PRECISIONS}:
         raise SystemExit(f"Unknown {', '.join(sorted(unknown))}: choose of {', '.join(PATHS)}; of no, bf16.")

@@ -1,4 +1,7 @@
-"""The hot paths that `benchmark.py` measures, each in the library's way and in that of `plain_reference.py`."""
+"""The hot paths that `benchmark.py` measures, each in the library's way and in that of `plain_reference.py`.
+
+This module is longer than others so that every path, its reference and its predicted cost stand together.
+"""
 
 import math
 from collections.abc import Callable

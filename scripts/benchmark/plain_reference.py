@@ -2,7 +2,8 @@
 
 Images are arrays that a `DataLoader` turns into PIL images and tensors. One network is trained at a time, in float32
 and NCHW, with gradients of everything that takes part, and losses are read in every step. The networks are copies of
-the library's own, so that only the way they are run differs.
+the library's own, so that only the way they are run differs. This module is longer than others so that it can be read
+beside the papers' code as one file.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,11 +1,18 @@
-"""Results of the paper's experiments, read from the JSON that `run.py` leaves."""
+"""Results of the paper's experiments: what `run.py` records, and how it is read."""
 
 import json
+import platform
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from experiments import SIZES, VARIANTS, Experiment, experiments
 
 from hf_gdd import GlobalLocalTrainer
@@ -14,6 +21,13 @@ from hf_gdd.training.config import ADDED_SETTINGS, migrate_settings
 
 RESULTS = Path(__file__).parent / "results"
 OF_ONE_TRAINING = ("seed", "image_size", "start_from")  # settings that a size does not decide
+DESCRIBE = "git describe --always --dirty --abbrev=40 --exclude='*'"
+# Remarks on copies of data sets, by the fingerprint of their training images.
+CAVEATS = {
+    "909d9cd87a30b2f072f6591ca29be10ae6bfa751b836b0aa939ad2de0f3f0ab4": (
+        "CIFAR-10 here is a copy that went through JPEG (quality about 75), for training and test alike."
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -100,3 +114,17 @@ def require_size(experiment: Experiment, record: Mapping[str, Any]) -> None:
                 f"{experiment.name} was run with {name} {measured.get(name)!r}, but size {experiment.size} has "
                 f"{value!r}: delete its JSON, or give the size that setting back."
             )
+
+
+def environment() -> dict[str, Any]:
+    """Return command, commit, device and versions; folders of the command appear by their last name only."""
+    cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    words = [re.sub(r"(^|=)(?:/|\.\./).*/(?=.)", r"\1", word) for word in sys.argv[1:]]
+    packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy")
+    git = subprocess.run(DESCRIBE, shell=True, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    return {
+        "command": shlex.join(["python", "scripts/paper/run.py", *words]),
+        "commit": git.stdout.strip() or None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }

@@ -11,22 +11,18 @@ was stopped resumes from its last checkpoint, an evaluation from its last finish
 
 import hashlib
 import json
-import platform
-import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from experiments import DATA, REAL, SIZES, TRAIN, VARIANTS, Experiment, card_experiments, experiments
-from results import RESULTS, load, report_of
+from results import CAVEATS, RESULTS, environment, load, report_of
 
 from hf_gdd import AutoGenerator, GlobalLocalTrainer, ImageTensors, Report, baselines, evaluate
 from hf_gdd.classifiers.coresets import coreset_features, select_coreset
@@ -35,14 +31,6 @@ from hf_gdd.training.run_folder import stage_file
 from hf_gdd.utils.io import write_json
 
 CARDS = Path(__file__).parents[2] / "model_cards"
-FINISHED = "finished"
-DESCRIBE = "git describe --always --dirty --abbrev=40 --exclude='*'"
-# Remarks on copies of data sets, by the fingerprint of their training images.
-CAVEATS = {
-    "909d9cd87a30b2f072f6591ca29be10ae6bfa751b836b0aa939ad2de0f3f0ab4": (
-        "CIFAR-10 here is a copy that went through JPEG (quality about 75), for training and test alike."
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ class Runner:
     """Runs experiments and writes down their results.
 
     Attributes:
-        runs: folder of trainings, generators and rows of unfinished evaluations.
+        runs: folder of trainings, generators and rows of evaluations.
         results: folder of one JSON per finished experiment.
         local: folders to read data sets from instead of the Hub, by the last part of the Hub id.
 
@@ -64,9 +52,9 @@ class Runner:
         """Return the path of an experiment's JSON."""
         return self.results / f"{experiment.name}.json"
 
-    def state(self, experiment: Experiment) -> str:
-        """Return `finished` or `open`."""
-        return FINISHED if self.result(experiment).is_file() else "open"
+    def is_finished(self, experiment: Experiment) -> bool:
+        """Return True if an experiment has its JSON."""
+        return self.result(experiment).is_file()
 
     def folder(self, experiment: Experiment) -> Path:
         """Return the folder of an experiment's run, or of its rows."""
@@ -108,13 +96,13 @@ class Runner:
     def train(self, experiment: Experiment, train: ImageTensors, test: ImageTensors) -> dict[str, Any]:
         """Train a generator and save it in half precision."""
         variant = VARIANTS[experiment.variant]
-        settings = {"seed": experiment.seed, "image_size": DATA[experiment.data][1]}
-        settings |= SIZES[experiment.size].settings(variant)
+        settings = SIZES[experiment.size].settings(variant)
+        settings |= {"seed": experiment.seed, "image_size": DATA[experiment.data][1]}
         if variant.start:
             settings["start_from"] = str(self.folder(experiment.needs[0]))
         trainer = GlobalLocalTrainer(train, output_dir=self.folder(experiment), **settings)
-        generator = trainer.fit()
-        generator.half().save_pretrained(self.generator_folder(experiment))
+        generator = trainer.fit().half()
+        generator.save_pretrained(self.generator_folder(experiment))
         identity = trainer.identity()
         identity["config"]["start_from"] = variant.start
         content = {"run": identity, "steps": trainer.state.global_step, "seconds": trainer.state.seconds}
@@ -190,8 +178,7 @@ class Runner:
 
     def save_card(self, judge: Experiment, folder: Path) -> Path:
         """Save the generator of a finished evaluation with its card, its rows and the baselines."""
-        both = (Experiment(judge.size, judge.data, REAL), judge)
-        generator = self.generator(judge.needs[0])
+        generator, both = self.generator(judge.needs[0]), (Experiment(judge.size, judge.data, REAL), judge)
         generator.report = Report.merge(report_of(each, json.loads(self.result(each).read_text())) for each in both)
         generator.save_pretrained(folder / judge.card, repo_id=f"{folder.name}/{judge.card}")
         return folder / judge.card
@@ -207,20 +194,6 @@ def read(data: str, source: str, image_size: int | None) -> tuple[ImageTensors, 
 def device() -> torch.device:
     """Return a GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def environment() -> dict[str, Any]:
-    """Return command, commit, device and versions; folders of the command appear by their last name only."""
-    cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    words = [re.sub(r"(^|=)(?:/|\.\./).*/(?=.)", r"\1", word) for word in sys.argv[1:]]
-    packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy")
-    git = subprocess.run(DESCRIBE, shell=True, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return {
-        "command": shlex.join(["python", "scripts/paper/run.py", *words]),
-        "commit": git.stdout.strip() or None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
 
 
 def main(
@@ -254,10 +227,10 @@ def main(
     load(results, size)  # refuses results of other data or other settings
     runner = Runner(runs, results, local)
     if list:
-        print("\n".join(f"{runner.state(experiment):<9}{experiment.name}" for experiment in chosen))
+        print("\n".join(f"{'finished' if runner.is_finished(each) else 'open':<9}{each.name}" for each in chosen))
     elif save_cards:
         for experiment in card_experiments(size):
-            if experiment in chosen and runner.state(experiment) == FINISHED:
+            if experiment in chosen and runner.is_finished(experiment):
                 print(runner.save_card(experiment, CARDS))
     else:
         run_all(runner, chosen)
@@ -266,12 +239,12 @@ def main(
 def run_all(runner: Runner, chosen: Sequence[Experiment]) -> None:
     """Run every experiment that is not finished; one whose training was finished elsewhere is skipped."""
     for experiment in chosen:
-        if runner.state(experiment) == FINISHED:
+        if runner.is_finished(experiment):
             continue
         print(experiment.name, flush=True)
         if missing := runner.missing(experiment):
-            source = runner.result(experiment.needs[0])
-            print(f"  skipped, since {missing[0]} is not here. To train it on this machine, delete {source}.")
+            json_path = runner.result(experiment.needs[0])
+            print(f"  skipped, since {missing[0]} is not here. To train it on this machine, delete {json_path}.")
         else:
             runner.run(experiment)
 

@@ -148,7 +148,7 @@ def test_a_stopped_training_resumes(scripts, runner, monkeypatch):
     monkeypatch.setattr(GlobalLocalTrainer, "step", step)
     with pytest.raises(KeyboardInterrupt):
         runner.run(experiment)
-    assert runner.state(experiment) == "open"
+    assert not runner.is_finished(experiment)
     first = [*steps]
     steps.clear()
     monkeypatch.setattr(
@@ -235,7 +235,7 @@ def test_what_was_trained_elsewhere_is_skipped(scripts, finished, tmp_path, caps
     printed = capsys.readouterr().out
     assert printed.count("skipped, since") == 2
     assert f"delete {here.result(train)}" in printed
-    assert here.state(judge) == "open"
+    assert not here.is_finished(judge)
 
 
 def test_another_generator_than_the_trained_one_is_refused(scripts, finished, tmp_path):
