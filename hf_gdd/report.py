@@ -56,10 +56,7 @@ PROTOCOLS = {
         Protocol(SOFT, "the same set, but networks learn the logits stored with it (Chen et al., 2023)", soft=True),
         Protocol(DYNAMIC, "IPC fresh images per class in each epoch, as papers on generators count IPC", fresh=True),
         Protocol(
-            DYNAMIC_BEST5,
-            "as `dynamic`, but the best of five tests counts, as the public DiM code reports it",
-            looks=5,
-            fresh=True,
+            DYNAMIC_BEST5, "as `dynamic`, but the best of five tests counts, as in the DiM code", looks=5, fresh=True
         ),
         Protocol(DYNAMIC_POOL, "m sets of IPC images per class take turns, where sampling is too slow for `dynamic`"),
     )
@@ -380,8 +377,7 @@ def _spread(values: tuple[float, ...]) -> str:
     return f"{statistics.fmean(values):.3g}" + (f" ± {_deviation(values):.2g}" if len(values) > 1 else "")
 
 
-def _deviation(values: Iterable[float]) -> float:
-    values = tuple(values)
+def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

@@ -47,30 +47,28 @@ def main(
 
     """
     real, test = (ImageTensors.from_dataset("digits", split) for split in ("train", "test"))
+    training = {"preset": "tiny", "seed": seed, "real_weight": real_weight, "gen_weight": gen_weight}
     settings = {"networks": "convnet2", "recipe": "tiny", "n": n, "seed": seed}
     generators, reports = {}, [baselines(real, test, ipcs=IPCS, **settings)]
     for method in METHODS:
-        folder, start_from = output_dir / method, None if method == "dit" else str(output_dir / "dit")
-        weights = {"real_weight": real_weight, "gen_weight": gen_weight}
-        shared = {"preset": "tiny", "start_from": start_from, "seed": seed, "output_dir": folder}
-        generators[method] = DiffusionMemoryTrainer(real, method=method, **shared, **weights).fit()
+        start_from = None if method == "dit" else str(output_dir / "dit")
+        options = {"method": method, "start_from": start_from, "output_dir": output_dir / method}
+        generators[method] = generator = DiffusionMemoryTrainer(real, **training, **options).fit()
         options = {"real": real, "ipc": IPCS, "with_baselines": False, "quality": True}
-        reports.append(evaluate(generators[method], test, **options, **settings))
+        reports.append(evaluate(generator, test, **options, **settings))
 
     report = Report.merge(reports)
+    print(report.markdown())
+    print(f"\nCoverage of the test images by 10 images of every class, over {IMAGE_SEEDS} image seeds:")
+    normalize, recipe = Normalize(real.mean, real.std), find_recipe("tiny")
+    features = FeatureEvaluator(Evaluator(test, normalize, ("convnet2",), n, recipe, seed, progress=True), real)
     for method, generator in generators.items():
         generator.report = report
         generator.save_pretrained(output_dir / method / "generator")
-    print(report.markdown())
-    print(f"\nCoverage of the test images by 10 images of every class, over {IMAGE_SEEDS} image seeds:")
-    evaluator = Evaluator(
-        test, Normalize(real.mean, real.std), ("convnet2",), n, find_recipe("tiny"), seed, progress=True
-    )
-    features = FeatureEvaluator(evaluator, real)
-    coverage = {method: coverages(generator, features) for method, generator in generators.items()}
-    for method, values in coverage.items():
-        gain = values - coverage["dit"]
-        print(f"  {method:15}{values.mean():.3f}, over dit {gain.mean():+.4f} ± {gain.std() / len(gain) ** 0.5:.4f}")
+        coverage = coverages(generator, features)
+        base = coverage if method == "dit" else base
+        gain = coverage - base
+        print(f"  {method:15}{coverage.mean():.3f}, over dit {gain.mean():+.4f} ± {gain.std() / len(gain) ** 0.5:.4f}")
     if not report.valid:
         sys.exit("Full data stays under the floor of the recipe, so this table cannot rank the methods.")
 

@@ -115,12 +115,20 @@ def _stem(channels: int, width: int, size: _Size, *, norm: _Norm, averaged: bool
 
 
 def _resnet(
-    num_classes: int, shape: Shape, *, width: int, blocks: int, norm: _Norm, averaged: bool = False, large: bool = False
+    num_classes: int,
+    shape: Shape,
+    *,
+    blocks: int,
+    width: int = 32,
+    norm: _Norm = _batch_norm,
+    averaged: bool = False,
+    large: bool = False,
+    fan_out: bool = True,
 ) -> nn.Module:
-    """Build a ResNet of four stages of `blocks` basic blocks.
+    """Build a ResNet of four stages of `blocks` basic blocks; by default one of the pool.
 
     Each stage after the first doubles the width and halves the map. The stem of a `large` network depends on the
-    size of the images.
+    size of the images. With `fan_out`, the weights of convolutions are normal and scaled by the fan-out.
     """
     size = shape[1:]
     stem: list[nn.Module] = [nn.Conv2d(shape[0], width, 3, padding=1, bias=False), norm(width, size), nn.ReLU()]
@@ -136,21 +144,10 @@ def _resnet(
             stage.append(block)
             channels, size = width << index, block.size
         stages.append(stage)
-    return _Classifier(stages[:3], [*stages[3:], nn.AdaptiveAvgPool2d(1)], channels, num_classes)
-
-
-def _pool_resnet(
-    num_classes: int, shape: Shape, *, width: int = 32, norm: _Norm = _batch_norm, **options: bool | int
-) -> nn.Module:
-    """Build a ResNet with normal weights scaled by the fan-out.
-
-    By default it is the pool's: half the usual width, with batch norm.
-    """
-    network = _resnet(num_classes, shape, width=width, norm=norm, **options)
-    for module in network.modules():
+    network = _Classifier(stages[:3], [*stages[3:], nn.AdaptiveAvgPool2d(1)], channels, num_classes)
+    for module in network.modules() if fan_out else ():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] ** 2 * module.out_channels
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            nn.init.normal_(module.weight, std=math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels)))
     return network
 
 
@@ -159,13 +156,13 @@ BUILDERS: dict[str, Callable[[int, Shape], nn.Module]] = {
         f"convnet{depth}": partial(_plain, stages=[(3, [128])] * depth, pool=nn.AvgPool2d, normalized=True)
         for depth in range(1, 7)
     },
-    "resnet10-dd": partial(_pool_resnet, blocks=1, averaged=False),
-    "resnet18-dd": partial(_pool_resnet, blocks=2, averaged=False),
-    "resnet10ap-dd": partial(_pool_resnet, blocks=1, averaged=True),
-    "resnet18ap-dd": partial(_pool_resnet, blocks=2, averaged=True),
-    "resnet10ap-in": partial(_pool_resnet, width=64, norm=_instance_norm, blocks=1, averaged=True, large=True),
-    "resnet18-in": partial(_pool_resnet, width=64, norm=_instance_norm, blocks=2, large=True),
-    "resnet18-dc": partial(_resnet, width=64, blocks=2, norm=_instance_norm),
+    "resnet10-dd": partial(_resnet, blocks=1),
+    "resnet18-dd": partial(_resnet, blocks=2),
+    "resnet10ap-dd": partial(_resnet, blocks=1, averaged=True),
+    "resnet18ap-dd": partial(_resnet, blocks=2, averaged=True),
+    "resnet10ap-in": partial(_resnet, blocks=1, width=64, norm=_instance_norm, averaged=True, large=True),
+    "resnet18-in": partial(_resnet, blocks=2, width=64, norm=_instance_norm, large=True),
+    "resnet18-dc": partial(_resnet, blocks=2, width=64, norm=_instance_norm, fan_out=False),
     # The network that the results on two CPU cores were evaluated with. It is a ConvNet-3 of 32 channels, but does not
     # grow 28-pixel images. Its name is the one in those results, whose rows stay comparable.
     "convnet3_narrow": partial(_plain, stages=[(3, [32])] * 3, pool=nn.AvgPool2d, normalized=True, grow_28=False),

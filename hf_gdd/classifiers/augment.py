@@ -108,9 +108,14 @@ def cutmix(x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 def _inside_span(side: int, center: Tensor, share: Tensor) -> Tensor:
     """Return a mask [side] of a span of this center and share, clipped at the border."""
-    middle, half = (center * side).long(), (share * side).long() // 2
-    positions = torch.arange(side, device=center.device)
-    return (positions >= middle - half) & (positions < middle + half)
+    half = (share * side).long() // 2
+    return _mask(side, (center * side).long() - half, 2 * half)
+
+
+def _mask(side: int, start: Tensor, length: int | Tensor) -> Tensor:
+    """Return a mask [..., side] of `length` positions from `start` [...] on."""
+    offset = torch.arange(side, device=start.device) - start[..., None]
+    return (offset >= 0) & (offset < length)
 
 
 def _per_image(u: Tensor, x: Tensor) -> Tensor:
@@ -130,9 +135,7 @@ def _inside_box(side: int, u: Tensor) -> Tensor:
     """Return a mask [n, side] of the positions along one side that fall in the box."""
     length = int(_CUTOUT_SHARE * side)
     # An even box is centered between pixels. It has one more place than an odd one, so that both borders are alike.
-    start = (u * (side + 1 - length % 2)).long() - length // 2
-    offset = torch.arange(side, device=u.device) - start[:, None]
-    return (offset >= 0) & (offset < length)
+    return _mask(side, (u * (side + 1 - length % 2)).long() - length // 2, length)
 
 
 def _resample(x: Tensor, matrix: Tensor) -> Tensor:
@@ -220,10 +223,9 @@ class Augment:
         listed = self._operations()
         if self.single:
             return _apply_one(listed, x, draw)
-        if "flip" in listed:
-            x = _apply("flip", x, draw)
-        if "color" in listed:
-            x = _apply("color", x, draw)
+        for name in ("flip", "color"):
+            if name in listed:
+                x = _apply(name, x, draw)
         x = _apply_one([name for name in _GEOMETRIC if name in listed], x, draw)
         if "cutout" in listed:
             x = _apply("cutout", x, draw)

@@ -111,26 +111,15 @@ def _adapt(module: nn.Module, name: str, num_classes: int, shape: Shape) -> nn.M
         raise ValueError(f"Network {name!r} must build an nn.Module, got {type(module).__name__}.")
     with torch.no_grad():
         output = module.eval()(torch.zeros(2, *shape))
-    plain = isinstance(output, Tensor)
-    logits, feature = (output, None) if plain else _pair(output)
+    logits, feature = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
     valid_logits = isinstance(logits, Tensor) and logits.shape == (2, num_classes)
     valid_feature = feature is None or (isinstance(feature, Tensor) and feature.ndim >= 2 and len(feature) == 2)
     if not (valid_logits and valid_feature):
+        parts = output if isinstance(output, tuple) else (output,)
+        texts = (f"a tensor {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in parts)
         raise ValueError(
-            f"Network {name!r} returned {_describe(output)} for images {[2, *shape]}; expected logits "
+            f"Network {name!r} returned {', '.join(texts)} for images {[2, *shape]}; expected logits "
             f"[2, {num_classes}], alone or as a pair (logits, feature [2, ...] or None)."
         )
     module.train()
-    return _LogitsOnly(module) if plain else module
-
-
-def _pair(output: object) -> tuple[object, object]:
-    return output if isinstance(output, tuple) and len(output) == 2 else (None, None)
-
-
-def _describe(output: object) -> str:
-    if isinstance(output, Tensor):
-        return f"a tensor {list(output.shape)}"
-    if isinstance(output, tuple):
-        return f"({', '.join(map(_describe, output))})"
-    return type(output).__name__
+    return _LogitsOnly(module) if isinstance(output, Tensor) else module

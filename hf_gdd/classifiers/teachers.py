@@ -22,6 +22,7 @@ from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.normalization import InputTransform, Normalize, ZCAWhitening
 from hf_gdd.utils.io import load_state, save_state
+from hf_gdd.utils.progress import progress_bar
 from hf_gdd.utils.random import Random, derive_seed
 
 logger = logging.getLogger("hf_gdd")
@@ -82,9 +83,8 @@ class Teachers:
         if not missing:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        hidden = {} if progress else {"disable": True}
         total = len(missing) * self.recipe.steps(len(self.data))
-        with tqdm(total=total, desc=f"{len(missing)} teachers", unit="step", dynamic_ncols=True, **hidden) as bar:
+        with progress_bar(progress, total=total, desc=f"{len(missing)} teachers", unit="step") as bar:
             states = {number: self._load_partial(number) for number in missing}
             by_step: dict[int, list[int]] = {}  # only teachers at the same step can be trained together
             for number, state in states.items():

@@ -81,11 +81,11 @@ def distill_defaults(argv: list[str]) -> tuple[type[TrainingConfig], Distill]:
     if chosen.config is not None:
         run = read_run(chosen.config)
         method = _find_method(run["config"].get("method", DEFAULT_METHOD))
-        settings, dataset = method.trainer_class.config_from(run), run.get("dataset") or tyro.MISSING
+        settings, dataset = method.config_class.from_identity(run["config"]), run.get("dataset") or tyro.MISSING
         return method.config_class, Distill(dataset=dataset, config=chosen.config, settings=settings)
     method = _find_method(chosen.method or DEFAULT_METHOD)
-    presets = method.trainer_class.presets if argv else {"paper": method.config_class()}
-    settings = presets.get(chosen.preset, presets["paper"])  # a wrong name is refused later, with all else
+    presets = method.trainer_class.presets if argv else {}
+    settings = presets.get(chosen.preset or "paper", method.config_class())  # a wrong name is refused later
     return method.config_class, Distill(dataset=tyro.MISSING, settings=replace(settings, method=method.name))
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm.auto import tqdm
+
+from hf_gdd.utils.progress import progress_bar
 
 if TYPE_CHECKING:  # datasets takes over half a second to import, so each function that needs it does so
     from datasets import Dataset, Features, List
@@ -137,29 +138,23 @@ def read_images(dataset: Dataset, column: str, image_size: int | None, progress:
         return _to_array(row, image, image_size)
 
     pixels = None
-    hidden = {} if progress else {"disable": True}  # disable=False would override TQDM_DISABLE
-    bar = tqdm(total=len(dataset), desc="decoding", unit="image", delay=2, **hidden)
+    bar = progress_bar(progress, total=len(dataset), desc="decoding", unit="image", delay=2)
     with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(dataset), _CHUNK):
             values = encoded[start : start + _CHUNK][column]
             for row, array in enumerate(pool.map(decode, range(start, len(dataset)), values), start):
                 if pixels is None:
                     pixels = np.empty((len(dataset), *array.shape), np.uint8)
-                _check_same_size(row, array, pixels)
+                if (size := array.shape[1:]) != (first := pixels.shape[2:]):
+                    raise ValueError(
+                        f"Row 0 is {first[1]}x{first[0]} pixels but row {row} is {size[1]}x{size[0]}: pass for "
+                        f"example image_size={min(first)} to resize and crop all to one square."
+                    )
                 if len(array) > pixels.shape[1]:
                     pixels = pixels.repeat(3, axis=1)
                 pixels[row] = array
             bar.update(len(values))
     return torch.from_numpy(pixels)
-
-
-def _check_same_size(row: int, array: np.ndarray, pixels: np.ndarray) -> None:
-    (height, width), (first_height, first_width) = array.shape[1:], pixels.shape[2:]
-    if (height, width) != (first_height, first_width):
-        raise ValueError(
-            f"Row 0 is {first_width}x{first_height} pixels but row {row} is {width}x{height}: pass for "
-            f"example image_size={min(first_width, first_height)} to resize and crop all to one square."
-        )
 
 
 def _to_array(row: int, image: Image.Image, image_size: int | None) -> np.ndarray:

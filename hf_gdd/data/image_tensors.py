@@ -16,7 +16,9 @@ from torch import Tensor
 from hf_gdd.data.decoding import dataset_features, find_columns, read_images, read_labels, read_soft_labels
 from hf_gdd.data.loading import open_split
 from hf_gdd.data.pixels import encode_png
-from hf_gdd.data.storage import channel_statistics, draw_rows, place, resolve_device, sha256_of, take_rows
+from hf_gdd.data.placement import place, resolve_device, take_rows
+from hf_gdd.data.statistics import channel_statistics, sha256_of
+from hf_gdd.utils.random import draw_rows
 
 if TYPE_CHECKING:  # datasets takes over half a second to import, so each function that needs it does so
     from datasets import Dataset
@@ -189,7 +191,7 @@ class ImageTensors:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction={fraction} holds out nothing or everything: pass one between 0 and 1.")
-        self._require_per_class(2, "to split it; drop the class or add images")
+        self._check_per_class(2, "to split it; drop the class or add images")
         counts = [min(max(round(fraction * n), 1), n - 1) for n in self.class_counts]
         held_out = draw_rows(self.labels, counts, seed)
         rest = torch.ones(len(self), dtype=torch.bool).index_fill(0, held_out, False).nonzero().flatten()
@@ -204,15 +206,12 @@ class ImageTensors:
         Raises:
             ValueError: `ipc` is below 1, or a class has fewer images.
         """
-        self.require_ipc(ipc)
+        self.check_ipc(ipc)
         rows = draw_rows(self.labels, [ipc] * self.num_classes, seed)
         return self._select(rows, f"[random {ipc} per class, seed {seed}]")
 
     def check_same_classes(self, other: Any) -> None:
-        """Raise ValueError unless `other` has the same class names in the same order.
-
-        `other` is an `ImageTensors` or a generator.
-        """
+        """Raise ValueError unless a data set or generator has the same classes, in order."""
         source = getattr(other, "source", "the generator")
         for label, (mine, theirs) in enumerate(zip_longest(self.class_names, other.class_names)):
             if mine != theirs:
@@ -221,14 +220,14 @@ class ImageTensors:
                     "classes in the same order, for example with ds.align_labels_with_mapping(...)."
                 )
 
-    def require_trainable(self, largest: int = MAX_SIZE) -> None:
+    def check_trainable(self, largest: int = MAX_SIZE) -> None:
         """Raise ValueError unless a trainer can learn from these images.
 
         There must be at least two classes, none of them empty, and square images of 8 to `largest` pixels.
         """
         if self.num_classes < 2:
             raise ValueError(f"{self.source} has {self.num_classes} class; training needs 2: add another class.")
-        self._require_per_class(1, "to train on; drop the class from the ClassLabel or add images")
+        self._check_per_class(1, "to train on; drop the class from the ClassLabel or add images")
         _, height, width = self.shape
         if height != width or not MIN_SIZE <= height <= largest:
             raise ValueError(
@@ -236,13 +235,13 @@ class ImageTensors:
                 f"{largest}: load them for example with image_size=32."
             )
 
-    def require_ipc(self, ipc: int) -> None:
+    def check_ipc(self, ipc: int) -> None:
         """Raise ValueError unless `subset(ipc, ...)` can be drawn."""
         if ipc < 1:
             raise ValueError(f"ipc={ipc} images per class are no data set: pass ipc=1 or more.")
-        self._require_per_class(ipc, f"for ipc={ipc}; pass a smaller ipc")
+        self._check_per_class(ipc, f"for ipc={ipc}; pass a smaller ipc")
 
-    def _require_per_class(self, needed: int, purpose: str) -> None:
+    def _check_per_class(self, needed: int, purpose: str) -> None:
         for name, count in zip(self.class_names, self.class_counts, strict=True):
             if count < needed:
                 raise ValueError(f"Class {name!r} of {self.source} has {count} images and needs {needed} {purpose}.")

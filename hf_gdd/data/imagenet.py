@@ -7,20 +7,12 @@ from pathlib import Path
 SYNSETS = Path(__file__).parent / "imagenet_synsets.txt"
 
 # In the order of their local labels. IDC: the first ten of the list of a hundred in the public Minimax code.
-SUBSETS: dict[str, tuple[str, ...]] = {
-    "imagenette": (
-        *("n01440764", "n02102040", "n02979186", "n03000684", "n03028079"),
-        *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
-    ),
-    "imagewoof": (
-        *("n02096294", "n02093754", "n02111889", "n02088364", "n02086240"),
-        *("n02089973", "n02087394", "n02115641", "n02099601", "n02105641"),
-    ),
-    "imageidc": (
-        *("n02869837", "n01749939", "n02488291", "n02107142", "n13037406"),
-        *("n02091831", "n04517823", "n04589890", "n03062245", "n01773797"),
-    ),
+_SUBSETS = {
+    "imagenette": "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257",
+    "imagewoof": "n02096294 n02093754 n02111889 n02088364 n02086240 n02089973 n02087394 n02115641 n02099601 n02105641",
+    "imageidc": "n02869837 n01749939 n02488291 n02107142 n13037406 n02091831 n04517823 n04589890 n03062245 n01773797",
 }
+SUBSETS: dict[str, tuple[str, ...]] = {name: tuple(ids.split()) for name, ids in _SUBSETS.items()}
 
 
 @cache

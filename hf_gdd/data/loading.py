@@ -109,9 +109,3 @@ def _bundled_digits() -> DatasetDict:
 
     tables = {name: pq.read_table(DIGITS / f"{name}.parquet") for name in ("train", "test")}
     return DatasetDict({name: Dataset(table, split=NamedSplit(name)) for name, table in tables.items()})
-
-
-def merge_licenses(*values: str | list[str] | None) -> list[str]:
-    """Return all values, each once, in order."""
-    lists = [[value] if isinstance(value, str) else value or [] for value in values]
-    return list(dict.fromkeys(item for items in lists for item in items))

@@ -13,16 +13,16 @@ import pyarrow as pa
 import torch
 from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
-from tqdm.auto import tqdm
 
 from hf_gdd.data.decoding import dataset_features
 from hf_gdd.distilled.shards import SHARD_SIZE, ShardStore, ShardWriter, out_of_space
-from hf_gdd.distilled.stream import DEFAULT_BATCH, DistilledStream
+from hf_gdd.distilled.stream import DistilledStream
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
 from hf_gdd.generators.checks import check_ipc
 from hf_gdd.utils.device import launched, own_device
 from hf_gdd.utils.io import atomic_write, disk_full
+from hf_gdd.utils.progress import progress_bar
 from hf_gdd.utils.random import check_seed
 
 # Raise it when equal inputs begin to give other pixels: sets cached before are then no longer used.
@@ -39,7 +39,6 @@ class DistilledConfig(datasets.BuilderConfig):
         seed: seed of the images.
         sampling: cache key of the sampling settings.
         generator: makes the images; not part of the identity.
-        batch_size: number of images made at a time; not part of the identity.
 
     """
 
@@ -48,7 +47,6 @@ class DistilledConfig(datasets.BuilderConfig):
     seed: int = 0
     sampling: str = ""
     generator: Any = field(default=None, repr=False, compare=False)
-    batch_size: int = DEFAULT_BATCH
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
         """Return the cache folder's name, from what decides pixels; must never change."""
@@ -68,7 +66,6 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
         seed: another seed gives other images, unless they are stored.
         sampling: overrides the generator's own.
         cache_dir: where the set is cached; the cache of `datasets` if None.
-        batch_size: number of images made at a time; changes no pixel.
 
     Example:
         builder = GenerativeDistilledDataset(generator, ipc=10)
@@ -81,19 +78,10 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
     VERSION = datasets.Version(PIXEL_VERSION)
 
     def __init__(
-        self,
-        generator: Generator,
-        ipc: int,
-        seed: int = 0,
-        *,
-        sampling: Any = None,
-        cache_dir: str | None = None,
-        batch_size: int = DEFAULT_BATCH,
+        self, generator: Generator, ipc: int, seed: int = 0, *, sampling: Any = None, cache_dir: str | None = None
     ) -> None:
         check_ipc(generator, ipc)
         check_seed(seed)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be positive.")
         self.sampling, self.workers, self.store_shards = sampling or generator.sampling, 1, False
         super().__init__(
             cache_dir=cache_dir,
@@ -105,7 +93,6 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
             seed=0 if generator.max_ipc is not None else seed,
             sampling=self.sampling.cache_key,
             generator=generator,
-            batch_size=batch_size,
         )
         self._shard_folder = Path(f"{self.cache_dir}.parts")
 
@@ -120,7 +107,6 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
             config.ipc,
             config.seed,
             self.sampling,
-            config.batch_size,
             shard_size=size,
             schema=self.info.features.arrow_schema,
             store=store if self.store_shards else None,
@@ -150,8 +136,7 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
         self.store_shards = several and not datasets.utils.file_utils.is_remote_url(self.cache_dir)
         complete = Path(self.cache_dir) / datasets.config.DATASET_INFO_FILENAME
         if processes > 1 and self.store_shards and output_dir is None and not complete.is_file():
-            hidden = {} if rank == 0 else {"disable": True}
-            with tqdm(desc="images of this process", unit="img", delay=2, **hidden) as bar:
+            with progress_bar(rank == 0, desc="images of this process", unit="img", delay=2) as bar:
                 for count in self.shard_writer.share(complete.is_file):
                     bar.update(count)
         try:
@@ -218,7 +203,7 @@ def load_distilled_dataset(
         streaming: return a `DistilledStream` of fresh images each epoch rather than a fixed set.
         sampling: overrides the generator's own.
         device: device of a generator loaded here; CUDA if there is one, under a launcher each process's own GPU.
-        batch_size: number of images made at a time, 512 by default, or the stream's batch; changes no pixel.
+        batch_size: largest number of images in a batch of the stream, 512 by default; changes nothing in a set.
         num_proc: number of processes that make the set, each a part of the images; CPU only.
 
     Returns:
@@ -246,9 +231,7 @@ def load_distilled_dataset(
         return DistilledStream(generator, ipc, seed, batch_size, sampling)
     if num_proc is not None and num_proc > 1 and generator.device.type != "cpu":
         raise ValueError("num_proc needs a generator on the CPU: forked processes cannot share a GPU.")
-    batch_size = DEFAULT_BATCH if batch_size is None else batch_size
-    means = {"sampling": sampling, "cache_dir": cache_dir, "batch_size": batch_size}
-    builder = GenerativeDistilledDataset(generator, ipc, seed, **means)
+    builder = GenerativeDistilledDataset(generator, ipc, seed, sampling=sampling, cache_dir=cache_dir)
     builder.download_and_prepare(num_proc=num_proc)
     return builder.as_dataset(split=split)
 

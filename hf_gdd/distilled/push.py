@@ -6,12 +6,11 @@ from typing import Any
 from huggingface_hub import DatasetCard
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-from hf_gdd.data.loading import merge_licenses
 from hf_gdd.distilled.builder import load_distilled_dataset
 from hf_gdd.generators.base import Generator
 from hf_gdd.generators.checks import check_image_seed
 from hf_gdd.generators.sampling import present_names
-from hf_gdd.hub.cards import dataset_card
+from hf_gdd.hub.cards import dataset_card, merge_licenses, merge_values
 from hf_gdd.hub.redaction import printable_cause, redact
 from hf_gdd.hub.upload import PushError
 
@@ -122,13 +121,11 @@ def _write_card(repo_id: str, name: str, origin: dict[str, Any], generator: Gene
     card = DatasetCard.load(repo_id, token=token)  # datasets has just written one
     data = card.data
     data[RECORD] = dict(sorted((_records(card) | {name: origin}).items()))
-    licenses = merge_licenses(data.get("license"), generator.license)
-    data["license"] = licenses if len(licenses) > 1 else next(iter(licenses), None)
-    data["task_categories"] = merge_licenses(data.get("task_categories"), "image-classification")
-    data["annotations_creators"] = merge_licenses(data.get("annotations_creators"), "machine-generated")
-    data["tags"] = merge_licenses(
-        data.get("tags"), ["dataset-distillation", "generative-dataset-distillation", "synthetic"]
-    )
+    data["license"] = merge_licenses(data.get("license"), generator.license)
+    data["task_categories"] = merge_values(data.get("task_categories"), "image-classification")
+    data["annotations_creators"] = merge_values(data.get("annotations_creators"), "machine-generated")
+    tags = ["dataset-distillation", "generative-dataset-distillation", "synthetic"]
+    data["tags"] = merge_values(data.get("tags"), tags)
     ours = f"{BEGIN}\n{dataset_card(repo_id, data[RECORD])}{END}"
     before, _, rest = card.text.partition(BEGIN)
     text = f"{before.strip()}\n\n{ours}{rest.partition(END)[2]}".lstrip()

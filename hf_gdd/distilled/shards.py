@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +110,6 @@ class ShardWriter:
         ipc: images per class.
         seed: seed of the images.
         sampling: sampling settings of the generator.
-        batch_size: number of images sampled at a time within a shard.
         shard_size: number of images in a shard.
         schema: schema of the tables.
         store: where finished shards are stored; None to store none.
@@ -121,7 +120,6 @@ class ShardWriter:
     ipc: int
     seed: int
     sampling: Any
-    batch_size: int
     shard_size: int
     schema: pa.Schema
     store: ShardStore | None = None
@@ -169,10 +167,8 @@ class ShardWriter:
             return lambda: stored
         numbers = torch.arange(rows.start, rows.stop)
         labels, indices = numbers // self.ipc, numbers % self.ipc
-        pngs: list[Future[list[bytes]]] = []
-        for batch in zip(labels.split(self.batch_size), indices.split(self.batch_size), strict=True):
-            images = _to_host(self.generator.sample(*batch, self.seed, self.sampling))
-            pngs += [pool.submit(_encode, images, start) for start in range(0, len(batch[0]), ENCODE_SIZE)]
+        images = _to_host(self.generator.sample(labels, indices, self.seed, self.sampling))
+        pngs = [pool.submit(_encode, images, start) for start in range(0, len(rows), ENCODE_SIZE)]
         soft = self.generator.soft_labels(labels, indices)
 
         def finish() -> pa.Table:

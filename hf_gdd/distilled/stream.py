@@ -47,12 +47,7 @@ class DistilledStream(IterableDataset):
     """
 
     def __init__(
-        self,
-        generator: Generator,
-        ipc: int,
-        seed: int = 0,
-        batch_size: int | None = None,
-        sampling: Any = None,
+        self, generator: Generator, ipc: int, seed: int = 0, batch_size: int | None = None, sampling: Any = None
     ) -> None:
         check_ipc(generator, ipc)
         check_seed(seed)

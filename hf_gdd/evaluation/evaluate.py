@@ -84,11 +84,7 @@ def evaluate(
         ValueError: an argument would make the result wrong, or fail later.
 
     """
-    generator = train if isinstance(train, Generator) else None
-    check_seed(seed)
-    networks, ipcs = _as_tuple(networks), _as_tuple(ipc)
-    if not networks:
-        raise ValueError("Name at least one network to train, such as networks='convnet3'.")
+    generator, ipcs = train if isinstance(train, Generator) else None, _as_tuple(ipc)
     if generator is not None:
         device, ipcs = device or generator.device, ipcs or _as_tuple(generator.max_ipc)
     test, real = as_images(test, "test", device), None if real is None else as_images(real, "train", device)
@@ -105,12 +101,12 @@ def evaluate(
     if quality and real is None:
         raise ValueError("The quality of images needs networks trained on real ones: pass real=.")
     for size in ipcs if real is not None and (with_baselines or quality) else ():
-        real.require_ipc(size)
+        real.check_ipc(size)
 
     if zca is None:
         zca = generator is not None and generator.zca
     transform, origin = _choose_transform(generator, data, real, zca)
-    evaluator = Evaluator(test, transform, networks, n, find_recipe(recipe), seed, progress, shared_draws)
+    evaluator = _build_evaluator(test, transform, networks, n, recipe, seed, shared_draws, progress)
     scorer = feature_evaluator(evaluator, real) if quality else None
     if generator is None:
         results, scores = _evaluate_data(evaluator, scorer, data, ipcs[0], protocols, name or "dataset")
@@ -126,46 +122,35 @@ def baselines(
     real: Any,
     test: Any,
     *,
-    ipcs: Sequence[int],
-    networks: Sequence[NetworkSpec] = ("convnet3",),
-    n: int = 5,
-    recipe: Recipe | str | None = None,
-    seed: int = 0,
+    ipc: int | Sequence[int],
     bank: Generator | None = None,
-    shared_draws: bool = False,
     full_data: bool = True,
     device: str | torch.device | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> Report:
     """Evaluate the baselines of several reports at once; see `Report.merge`.
 
     Args:
         real: the real training set.
         test: the real test set.
-        ipcs: images per class of the subsets.
-        networks: as in `evaluate`, like the arguments not listed here.
-        n: number of networks of each architecture.
-        recipe: a `Recipe` or the name of one.
-        seed: seed of the subsets and networks.
+        ipc: images per class of the subsets, one number or several.
         bank: evaluate the same subsets with labels by its teacher too.
-        shared_draws: as in `evaluate`.
         full_data: False for the subsets alone.
         device: where to train.
-        progress: show a progress bar.
+        options: `networks`, `n`, `recipe`, `seed`, `shared_draws` and `progress`, as in `evaluate`.
 
     Raises:
         ValueError: an argument would make the result wrong, or fail later.
 
     """
-    real, test = as_images(real, "train", device), as_images(test, "test", device)
+    real, test, ipcs = as_images(real, "train", device), as_images(test, "test", device), _as_tuple(ipc)
     check_comparable(test, real)
-    for ipc in ipcs:
-        real.require_ipc(ipc)
-    check_seed(seed)
+    for size in ipcs:
+        real.check_ipc(size)
     if bank is not None and not bank.has_soft_labels:
         raise ValueError("This bank has hard labels alone: leave it out.")
     transform, origin = _choose_transform(bank, None, real, bank is not None and bank.zca)
-    evaluator = Evaluator(test, transform, _as_tuple(networks), n, find_recipe(recipe), seed, progress, shared_draws)
+    evaluator = _build_evaluator(test, transform, **options)
     results = evaluator.evaluate_baselines(real, ipcs, _teacher(bank, real), full_data)
     return evaluator.build_report(results, _describe_source(None, None, real), origin)
 
@@ -174,6 +159,23 @@ def as_images(data: Any, split: str, device: str | torch.device | None = None, *
     """Load a split of a data set with splits, or a data set without splits."""
     has_splits = isinstance(data, (str, Path, DatasetDict))
     return ImageTensors.from_dataset(data, split if has_splits else None, device=device, **kwargs)
+
+
+def _build_evaluator(
+    test: ImageTensors,
+    transform: InputTransform,
+    networks: NetworkSpec | Sequence[NetworkSpec] = ("convnet3",),
+    n: int = 5,
+    recipe: Recipe | str | None = None,
+    seed: int = 0,
+    shared_draws: bool = False,
+    progress: bool = True,
+) -> Evaluator:
+    """Build an evaluator from those arguments of `evaluate` that say how networks train."""
+    check_seed(seed)
+    if not (networks := _as_tuple(networks)):
+        raise ValueError("Name at least one network to train, such as networks='convnet3'.")
+    return Evaluator(test, transform, networks, n, find_recipe(recipe), seed, progress, shared_draws)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

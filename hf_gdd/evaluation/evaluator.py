@@ -22,6 +22,7 @@ from hf_gdd.evaluation.protocols import Batches, count_distinct, cut_sets, fresh
 from hf_gdd.generators.base import Generator
 from hf_gdd.report import FIXED, FULL_DATA, RANDOM_REAL, SOFT, Quality, Report, Result, find_protocol
 from hf_gdd.utils.device import keep_freed_memory
+from hf_gdd.utils.progress import progress_bar
 from hf_gdd.utils.random import Random
 
 
@@ -60,8 +61,7 @@ class Evaluator:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n is {self.n}; train at least 1 network (the papers train 5).")
-        if self.test.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.test.device)
         for spec in self.networks:  # an unknown name must not surface after an hour of training another
             build_network(spec, self.test.num_classes, self.test.shape, seed=0)
 
@@ -142,8 +142,7 @@ class Evaluator:
         """
         steps, test, numbers = recipe.steps(images), self.test, range(self.n)
         stacked, one_stream = can_stack(spec, test.device), self.shared_draws and not own_data
-        hidden = {} if self.progress else {"disable": True}
-        with tqdm(total=self.n * steps, desc=label, unit="step", dynamic_ncols=True, **hidden) as bar:
+        with progress_bar(self.progress, total=self.n * steps, desc=label, unit="step") as bar:
             for members in [numbers] if one_stream else stack_groups(numbers, spec, test.device):
                 ensemble = ClassifierEnsemble([self._learner(spec, recipe, steps, i) for i in members], stacked)
                 streams = members[:1] if one_stream else members

@@ -21,12 +21,6 @@ TEST_IMAGES, RECONSTRUCTION = "test images", "reconstruction"
 _BATCH = 500
 
 
-@lru_cache(maxsize=1)
-def feature_evaluator(evaluator: Evaluator, real: ImageTensors) -> "FeatureEvaluator":
-    """Return a feature evaluator; equal arguments share one, trained once."""
-    return FeatureEvaluator(evaluator, real)
-
-
 class FeatureEvaluator:
     """Score sets of images against the test images, in feature spaces of n networks.
 
@@ -129,3 +123,7 @@ class FeatureEvaluator:
             data = ImageTensors(restored.to(test.device), test.labels, test.class_names, RECONSTRUCTION, test.device)
             rows.append(self.score(data, name=RECONSTRUCTION, ipc=None, compare=False, **row))
         return rows
+
+
+feature_evaluator = lru_cache(maxsize=1)(FeatureEvaluator)
+"""Return a feature evaluator; equal arguments share one, trained once."""

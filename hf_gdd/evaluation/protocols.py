@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.distilled.stream import DistilledStream
-from hf_gdd.generators.base import Generator
+from hf_gdd.generators.base import Generator, class_grid
 from hf_gdd.generators.checks import check_ipc
 from hf_gdd.report import FIXED, SOFT, Protocol, find_protocol
 
@@ -113,9 +113,7 @@ def count_distinct(protocol: Protocol, images: int, steps: int, recipe: Recipe) 
 
 def materialize(generator: Generator, per_class: int, seed: int, sampling: Any, device: torch.device) -> Tensor:
     """Make the first images of every class, uint8 [K, per_class, C, H, W]."""
-    labels = torch.arange(generator.num_classes).repeat_interleave(per_class)
-    indices = torch.arange(per_class).repeat(generator.num_classes)
-    images = generator.sample(labels, indices, seed, sampling).to(device)
+    images = generator.sample(*class_grid(generator.num_classes, per_class), seed, sampling).to(device)
     return images.view(generator.num_classes, per_class, *generator.image_shape)
 
 
@@ -130,10 +128,7 @@ def to_image_tensors(images: Tensor, class_names: Sequence[str], logits: Tensor 
 
 def cut_sets(protocol: Protocol, generator: Generator, images: Tensor, ipc: int) -> list[ImageTensors]:
     """Cut images from `materialize` into the sets that take turns in a protocol."""
-    logits = None
-    if protocol.soft:
-        labels = torch.arange(generator.num_classes).repeat_interleave(ipc)
-        logits = generator.soft_labels(labels, torch.arange(ipc).repeat(generator.num_classes))
+    logits = generator.soft_labels(*class_grid(generator.num_classes, ipc)) if protocol.soft else None
     parts = images[:, : protocol.sets * ipc].split(ipc, dim=1)
     return [to_image_tensors(part, generator.class_names, logits) for part in parts]
 

@@ -26,6 +26,11 @@ DEFAULT_TILE = 512
 GRID_COLUMNS, GRID_ROWS = 10, 100
 
 
+def class_grid(num_classes: int, n: int) -> tuple[Tensor, Tensor]:
+    """Return labels and indices, int64 [K * n], of the first n images of K classes."""
+    return torch.arange(num_classes).repeat_interleave(n), torch.arange(n).repeat(num_classes)
+
+
 class Generator:
     """A deterministic function from (label, index, seed) to an image.
 
@@ -131,8 +136,7 @@ class Generator:
         sampling = self.sampling if sampling is None else sampling
         if type(sampling) is not type(self.sampling):
             raise ValueError(f"This generator is sampled by a {type(self.sampling).__name__}, not {sampling!r}.")
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
         size = self.tile
         pad = (0, -len(labels) % size)
         # A blocking copy would wait for the GPU to finish all earlier work.
@@ -146,9 +150,7 @@ class Generator:
     def grid(self, seed: int = 0) -> "Image":
         """Return a picture of the first images of up to 100 classes, a row per class."""
         rows, columns = min(self.num_classes, GRID_ROWS), min(GRID_COLUMNS, self.max_ipc or GRID_COLUMNS)
-        labels = torch.arange(rows).repeat_interleave(columns)
-        indices = torch.arange(columns).repeat(rows)
-        return image_grid(self.sample(labels, indices, seed), columns, self.class_names[:rows])
+        return image_grid(self.sample(*class_grid(rows, columns), seed), columns, self.class_names[:rows])
 
     # Identity.
 

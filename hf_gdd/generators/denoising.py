@@ -4,13 +4,7 @@ import math
 from itertools import pairwise
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DiTTransformer2DModel,
-    DPMSolverMultistepScheduler,
-    SchedulerMixin,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler, SchedulerMixin
 from torch import Tensor
 
 from hf_gdd.generators.dit_pipeline import NULL_CLASS, SCHEDULE_FIELDS

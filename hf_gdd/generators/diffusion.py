@@ -52,7 +52,7 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
 
     """
 
-    config_name = CONFIG_NAME
+    config_name, other_names = CONFIG_NAME, (STOCK_PIPELINE,)
     ignore_for_config = ("transformer", "vae", "scheduler")
 
     @register_to_config
@@ -175,11 +175,6 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
         for path in (folder, folder / "transformer", folder / "vae"):
             remove_local_path(path)
-
-    @classmethod
-    def saved_as(cls) -> tuple[str, ...]:
-        """Return the class names that a config may have: its own and a stock pipeline's."""
-        return cls.__name__, STOCK_PIPELINE
 
     @classmethod
     def read(cls: type[Model], folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:

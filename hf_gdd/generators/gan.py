@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from hf_gdd.data.image_tensors import MAX_SIZE, MIN_SIZE
 from hf_gdd.generators.checks import check_record
 from hf_gdd.generators.noise import noise
 from hf_gdd.generators.pretrained import GeneratorModel
 from hf_gdd.generators.sampling import Sampling
 from hf_gdd.hub.files import FORMAT_VERSION
 
-MIN_SIZE, MAX_SIZE, SMALLEST_MAP = 8, 64, 4
+SMALLEST_MAP = 4
 
 
 def map_sizes(size: int) -> list[int]:
@@ -29,18 +30,6 @@ def map_sizes(size: int) -> list[int]:
     while sizes[0] > SMALLEST_MAP:
         sizes.insert(0, math.ceil(sizes[0] / 2))
     return sizes
-
-
-def _check_architecture(image_shape: tuple[int, int, int], width: int, noise_dim: int) -> None:
-    _, height, side = image_shape
-    if height != side or not MIN_SIZE <= side <= MAX_SIZE:
-        raise ValueError(
-            f"The GAN makes square images of {MIN_SIZE} to {MAX_SIZE} px, not {height}x{side}; pass image_size=."
-        )
-    if not 1 <= width <= 1024:
-        raise ValueError(f"width is {width}; it must lie in 1..1024 (the papers use 196).")
-    if not 1 <= noise_dim <= 10_000:
-        raise ValueError(f"noise_dim is {noise_dim}; it must lie in 1..10,000 (the papers use 90).")
 
 
 class ConditionalGANGenerator(GeneratorModel):
@@ -82,9 +71,16 @@ class ConditionalGANGenerator(GeneratorModel):
         format_version: int = FORMAT_VERSION,
     ) -> None:
         super().__init__()
-        _check_architecture(image_shape, width, noise_dim)
+        channels, height, side = image_shape
+        if height != side or not MIN_SIZE <= side <= MAX_SIZE:
+            raise ValueError(
+                f"The GAN makes square images of {MIN_SIZE} to {MAX_SIZE} px, not {height}x{side}; pass image_size=."
+            )
+        if not 1 <= width <= 1024:
+            raise ValueError(f"width is {width}; it must lie in 1..1024 (the papers use 196).")
+        if not 1 <= noise_dim <= 10_000:
+            raise ValueError(f"noise_dim is {noise_dim}; it must lie in 1..10,000 (the papers use 90).")
         check_record(class_names, image_shape, mean, std, training)
-        channels, _, side = image_shape
         self.sampling = Sampling(**sampling or {})
         first, *sizes = map_sizes(side)
         self.start = nn.Sequential(
@@ -95,7 +91,8 @@ class ConditionalGANGenerator(GeneratorModel):
         )
         blocks: list[nn.Module] = []
         for i, size in enumerate(sizes):
-            blocks += _with_batch_norm(_upsample(width, size), width)
+            kernel = 3 if size % 2 else 4  # doubles the map, less one if `size` is odd
+            blocks += _with_batch_norm(nn.ConvTranspose2d(width, width, kernel, stride=2, padding=1), width)
             for _ in range(3 if i == 0 else 1):
                 blocks += _with_batch_norm(nn.Conv2d(width, width, 3, padding=1), width)
         self.blocks = nn.Sequential(*blocks[:-3], nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
@@ -132,11 +129,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for i, (size, halved) in enumerate(pairwise(sizes)):
             for _ in range(3 if i == len(sizes) - 2 else 1):
-                layers += [
-                    nn.Conv2d(channels, width, 3, padding=1),
-                    _LayerNorm([width, size, size]),
-                    nn.LeakyReLU(),
-                ]
+                layers += [nn.Conv2d(channels, width, 3, padding=1), _LayerNorm([width, size, size]), nn.LeakyReLU()]
                 channels = width
             layers += [nn.Conv2d(width, width, 3, stride=2, padding=1)]
             layers += [_LayerNorm([width, halved, halved]), nn.LeakyReLU()]
@@ -159,11 +152,6 @@ class _LayerNorm(nn.LayerNorm):
         last = x.permute(0, 2, 3, 1)
         weight, bias = (parameter.permute(1, 2, 0) for parameter in (self.weight, self.bias))
         return F.layer_norm(last, last.shape[1:], weight, bias, self.eps).permute(0, 3, 1, 2)
-
-
-def _upsample(width: int, size: int) -> nn.Module:
-    """Return a layer that doubles a feature map to `size`, less one if that is odd."""
-    return nn.ConvTranspose2d(width, width, 3 if size % 2 else 4, stride=2, padding=1)
 
 
 def _with_batch_norm(layer: nn.Module, width: int) -> list[nn.Module]:

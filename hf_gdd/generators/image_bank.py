@@ -72,6 +72,7 @@ class ImageBank(GeneratorModel):
         self.register_buffer("images", torch.zeros(num_classes, ipc, *image_shape, dtype=torch.uint8))
         if teacher is not None:
             self.register_buffer("labels", torch.zeros(num_classes, ipc, num_classes, dtype=torch.float16))
+            # `labeller` is the name of these tensors in saved banks.
             self.labeller = build_network(teacher, num_classes, tuple(image_shape)).half().requires_grad_(False)
 
     @classmethod

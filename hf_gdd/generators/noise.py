@@ -9,7 +9,8 @@ from hf_gdd.utils.random import GOLDEN, mix64, shift_right
 def noise(seed: int, labels: Tensor, indices: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
     """Return standard normal noise, one independent block for every (label, index).
 
-    Integer hashing (splitmix64) makes it exact on every device up to the rounding of the last step, to normal deviates.
+    Integer hashing (splitmix64) is exact on every device; only the last step, to normal deviates, may round
+    differently.
 
     Args:
         seed: any integer in [0, 2**63).

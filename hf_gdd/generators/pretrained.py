@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -57,6 +58,9 @@ class PretrainedGenerator(Generator):
 
     """
 
+    other_names: ClassVar[tuple[str, ...]] = ()
+    """class names beside its own of configs that the class can load"""
+
     def write(self, folder: Path, max_shard_size: str) -> None:
         """Write config and weights."""
         raise NotImplementedError
@@ -94,27 +98,14 @@ class PretrainedGenerator(Generator):
             card = generator_card(repo_id or target.resolve().name, self.config, report)
             (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        token: str | None = None,
-        commit_message: str | None = None,
-        max_shard_size: str = "10GB",
-    ) -> "CommitInfo":
+    def push_to_hub(self, repo_id: str, *, max_shard_size: str = "10GB", **options: Any) -> "CommitInfo":
         """Save to a temporary folder and push that as one commit.
 
         Args:
             repo_id: id of the model repo; made if absent.
-            private: visibility of a repo made here; the account's default if None.
-            revision: branch; made if absent, `main` if None.
-            create_pr: open a pull request instead of committing to `main`.
-            token: access token that may write; the logged-in one if None.
-            commit_message: title of the commit.
             max_shard_size: weights above it are split into several files.
+            options: of `hf_gdd.hub.push`: `private`, the visibility of a repo made here; `revision`, a branch, made if
+                absent; `create_pr`, to open a pull request instead of committing to `main`; `token`; `commit_message`.
 
         Returns:
             The commit. Its `oid` as a revision always loads these weights.
@@ -123,20 +114,8 @@ class PretrainedGenerator(Generator):
             PushError: the repo holds all of the old or all of the new; the message says what to do.
 
         """
-        return push(
-            lambda folder: self.save_pretrained(folder, repo_id=repo_id, max_shard_size=max_shard_size),
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            token=token,
-            commit_message=commit_message,
-        )
-
-    @classmethod
-    def saved_as(cls) -> tuple[str, ...]:
-        """Return the class names by which a config may name this one."""
-        return (cls.__name__,)
+        write = partial(self.save_pretrained, repo_id=repo_id, max_shard_size=max_shard_size)
+        return push(write, repo_id, **options)
 
     @classmethod
     def from_pretrained(
@@ -170,7 +149,7 @@ class PretrainedGenerator(Generator):
         """
         source = {"revision": revision, "subfolder": subfolder, "token": token}
         source |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        return cls.load(*resolve(repo_or_path, cls.saved_as(), **source), dtype, device)
+        return cls.load(*resolve(repo_or_path, (cls.__name__, *cls.other_names), **source), dtype, device)
 
     @classmethod
     def load(

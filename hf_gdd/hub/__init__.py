@@ -3,9 +3,5 @@
 from hf_gdd.utils.lazy import lazy_names
 
 __getattr__, __dir__ = lazy_names(
-    __name__,
-    files="LoadError",
-    upload="PushError push",
-    cards="dataset_card generator_card",
-    loading="resolve",
+    __name__, files="LoadError", upload="PushError push", cards="dataset_card generator_card", loading="resolve"
 )

@@ -97,6 +97,18 @@ def dataset_card(repo: str, records: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def merge_licenses(*licenses: str | list[str] | None) -> str | list[str] | None:
+    """Return all licenses as a card names them: none, one, or a list of several."""
+    merged = merge_values(*licenses)
+    return merged if len(merged) > 1 else next(iter(merged), None)
+
+
+def merge_values(*values: str | list[str] | None) -> list[str]:
+    """Return all values of a card's field, each once, in order."""
+    lists = [[value] if isinstance(value, str) else value or [] for value in values]
+    return list(dict.fromkeys(item for items in lists for item in items))
+
+
 def _template(name: str) -> str:
     return (Path(__file__).parent / "templates" / f"{name}.md.jinja").read_text(encoding="utf-8")
 

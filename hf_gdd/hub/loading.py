@@ -60,13 +60,15 @@ def resolve(
             raise LoadError(f"{folder} is a local folder, which has no revision {revision!r}: leave revision out.")
         return folder / sub, read_config(folder / sub, accept), None
 
+    from huggingface_hub import snapshot_download
+
     repo, prefix = str(repo_or_path), f"{sub.as_posix()}/" if subfolder else ""
     options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     try:
         stock = prefix + PIPELINE_NAME if STOCK_PIPELINE in accept else None
         path = _fetch_config(repo, prefix + CONFIG_NAME, stock, revision=revision, **options)
         config, sha = read_config(path.parent, accept), path.parents[len(sub.parts)].name
-        _fetch_files(repo, [prefix + name for name in OWN_FILES], revision=sha, **options)
+        snapshot_download(repo, allow_patterns=[prefix + name for name in OWN_FILES], revision=sha, **options)
     except LoadError:
         raise
     except Exception as error:  # a cut connection surfaces as whatever the HTTP client of the day raises
@@ -76,7 +78,7 @@ def resolve(
 
 
 def _fetch_config(repo: str, name: str, instead: str | None, **options: Any) -> Path:
-    """Download a file, or `instead` of it another if the repo has no such file."""
+    """Download a file; if the repo has none, download `instead`."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
@@ -88,13 +90,6 @@ def _fetch_config(repo: str, name: str, instead: str | None, **options: Any) -> 
             with contextlib.suppress(errors.EntryNotFoundError):
                 return Path(hf_hub_download(repo, instead, **options))
         raise
-
-
-def _fetch_files(repo: str, patterns: list[str], **options: Any) -> None:
-    """Download the files that match any of the patterns."""
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(repo, allow_patterns=patterns, **options)
 
 
 def _explain(error: Exception, repo: str, name: str, revision: str | None) -> str:

@@ -1,8 +1,9 @@
 """Registry of distillation methods, open to methods outside the package."""
 
+import logging
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,6 +15,8 @@ from hf_gdd.training.config import TrainingConfig
 
 if TYPE_CHECKING:  # it takes seconds to import
     from hf_gdd.training.trainer import Trainer
+
+logger = logging.getLogger("hf_gdd")
 
 ENTRY_POINTS = "hf_gdd.methods"  # group in which other packages name modules that register methods
 
@@ -70,6 +73,8 @@ def register_method(name: str, *, trainer: str, summary: str, paper: str | None 
     """
 
     def register(config_class: Config) -> Config:
+        if "method" not in {field.name for field in fields(config_class)}:
+            raise ValueError(f"{config_class.__name__} needs a field `method` that accepts {name!r}.")
         known = _METHODS.get(name)
         if known and (known.config_class.__module__, known.trainer) != (config_class.__module__, trainer):
             raise ValueError(f"Method {name!r} is registered by {known.config_class.__module__}: choose another name.")
@@ -82,13 +87,9 @@ def register_method(name: str, *, trainer: str, summary: str, paper: str | None 
 
 
 def all_methods() -> dict[str, Method]:
-    """Return every method by its name: those of this package, of entry points, and of imported plugins.
-
-    Raises:
-        ImportError: a package that offers methods by an entry point cannot be imported.
-
-    """
-    _discover()
+    """Return every method by its name: those of this package, of entry points, and of imported plugins."""
+    _import_own()
+    _import_others()
     return dict(_METHODS)
 
 
@@ -107,8 +108,9 @@ def find_method(name: str) -> Method:
 
 def builtin_classes() -> dict[str, str]:
     """Return the modules of this package's trainers and configs, by class name; imports no trainer."""
+    _import_own()
     classes = {}
-    for method in all_methods().values():
+    for method in _METHODS.values():
         if method.config_class.__module__.startswith(f"{methods.__name__}."):
             module, _, trainer = method.trainer.rpartition(":")
             classes |= {method.config_class.__name__: method.config_class.__module__, trainer: module}
@@ -116,10 +118,18 @@ def builtin_classes() -> dict[str, str]:
 
 
 @cache
-def _discover() -> None:
-    """Import the config of every folder in this package, and what other packages offer."""
+def _import_own() -> None:
+    """Import the config of every folder in this package."""
     for folder in pkgutil.iter_modules(methods.__path__):
         if folder.ispkg:
             import_module(f"{methods.__name__}.{folder.name}.config")
+
+
+@cache
+def _import_others() -> None:
+    """Import what other packages offer by entry points; one that fails is left out with a warning."""
     for point in entry_points(group=ENTRY_POINTS):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:  # it is another package's code
+            logger.warning("The methods of %s cannot be imported and are left out: %s", point.value, error)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +32,7 @@ class TrainerBase:
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
-    presets: ClassVar[dict[str, TrainingConfig]] = {"paper": TrainingConfig()}
+    presets: ClassVar[dict[str, TrainingConfig]] = {}  # `paper`, the default, is the config's defaults if not given
     largest: ClassVar[int] = MAX_SIZE  # side of an image in pixels
 
     def __init__(
@@ -52,8 +51,7 @@ class TrainerBase:
         if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
             logger.warning("The launcher's mixed precision is not used: it is the setting mixed_precision of the run.")
         self.processes, self.device = Processes(self.accelerator), self.accelerator.device
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
         self.whole = ImageTensors.from_dataset(
             data,
             image_column=self.config.image_column,
@@ -61,7 +59,7 @@ class TrainerBase:
             image_size=self.config.image_size,
             device=self.device,
         )
-        self.whole.require_trainable(self.largest)
+        self.whole.check_trainable(self.largest)
         self.dataset = str(data) if isinstance(data, (str, Path)) else None
         self.data, self.held_out = self.whole, None  # a fit that validates holds a part out
         self.run = RunFolder(output_dir, self.identity())
@@ -82,28 +80,16 @@ class TrainerBase:
         """
         if config is not None and preset is not None:
             raise ValueError(f"Pass preset={preset!r} or config, not both: each says what all settings are.")
-        preset = preset or "paper"
-        if preset not in cls.presets:
-            raise ValueError(f"Unknown preset {preset!r}; choose one of {', '.join(cls.presets)}.")
-        config = cls.presets[preset] if config is None else config
+        presets, preset = {"paper": cls.config_class()} | cls.presets, preset or "paper"
+        if preset not in presets:
+            raise ValueError(f"Unknown preset {preset!r}; choose one of {', '.join(presets)}.")
+        config = presets[preset] if config is None else config
         if type(config) is not cls.config_class:
             raise ValueError(
                 f"{cls.__name__} needs a {cls.config_class.__name__}, not a {type(config).__name__}: "
                 "is the config another method's?"
             )
         return config.changed(**overrides)
-
-    @classmethod
-    def config_from(cls, run: Mapping[str, Any]) -> TrainingConfig:
-        """Return the config that a run's file describes.
-
-        Raises:
-            ValueError: it is of another trainer, or has settings that this version does not know.
-
-        """
-        if run["trainer"] != cls.__name__:
-            raise ValueError(f"The config is of a {run['trainer']}, not a {cls.__name__}: use that method's command.")
-        return cls.config_class.from_identity(run["config"])
 
     # A method implements these.
 
@@ -184,7 +170,10 @@ class TrainerBase:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, also by an earlier version."""
         for name, part in self.tracked.items():
-            part.load_state_dict(state[name] if name in state else state[_FORMER_PARTS[name]])
+            key = name if name in state else _FORMER_PARTS.get(name)
+            if key not in state:
+                raise ValueError(f"The checkpoint has no {name!r}: another version or method wrote it.")
+            part.load_state_dict(state[key])
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this run, as primitives; the run can be repeated from it."""

@@ -11,8 +11,8 @@ from hf_gdd.utils.random import check_seed
 
 # Settings that change what is written down, never what is computed: a run may be resumed with others.
 BOOKKEEPING = ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "trackers")
-# Settings that earlier versions did not record, because they chose them by themselves.
-ADDED_SETTINGS = frozenset({"channels_last"})
+# Settings that earlier versions chose by timing: their runs recorded `auto`, or nothing, and resume with any.
+CHOSEN_SETTINGS, AUTO = frozenset({"channels_last", "mixed_precision"}), "auto"
 _FORMER_NAMES = {"guidance": "guidance_scale", "sampling_steps": "num_inference_steps"}
 
 Config = TypeVar("Config", bound="TrainingConfig")
@@ -113,17 +113,9 @@ class TrainingConfig:
         return self.methods.get(getattr(self, "method", ""), {})
 
 
-def migrate_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Translate recorded settings of earlier versions to today's.
-
-    Returns:
-        The settings, and a line for each that could not be kept as it was.
-
-    """
-    settings = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
-    if settings.get("mixed_precision") != "auto":
-        return settings, []
-    return settings | {"mixed_precision": "no"}, ["mixed_precision is no longer chosen by timing: `auto` is now `no`."]
+def rename_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give recorded settings of earlier versions their present names."""
+    return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def require_positive(config: Any, name: str) -> None:

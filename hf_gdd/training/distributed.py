@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -44,7 +44,7 @@ class Processes:
         return whole.tensor_split(self.count)[self.index]
 
     def gathered(self, part: Tensor) -> Tensor:
-        """Return the rows of all processes, differentiable: for losses that are no means over rows."""
+        """Return the rows of all processes, differentiable: for losses that are not means over rows."""
         if self.count == 1:
             return part
         return _Gathered.apply(part)
@@ -90,6 +90,18 @@ class Processes:
         stopping, pace = self.mean(mine).tolist()
         self._steps, self._asked, self._enough = 0, now, max(1, int(_ASK_EVERY / max(pace, 1e-9)))
         return (received[0] if received else signal.SIGTERM) if stopping else None
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Run an action on the main process while the others wait; its ValueError is raised on all."""
+        problem = None
+        try:
+            if self.main:
+                action()
+        except ValueError as error:
+            problem = error
+        for text in self.collected([problem and str(problem)]):
+            if text:
+                raise ValueError(text) from problem
 
     def wait(self) -> None:
         """Wait until all processes are here."""

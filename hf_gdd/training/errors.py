@@ -1,8 +1,8 @@
 """Turn out-of-memory, disk-full and lost-process errors into messages that say how to resume."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -10,13 +10,16 @@ from safetensors import SafetensorError
 
 from hf_gdd.utils.io import disk_full
 
+if TYPE_CHECKING:
+    from hf_gdd.training.base import TrainerBase
+
 _NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # Gloo and TCP stores raise bare RuntimeErrors, known by the file or the function they name.
 _COMMUNICATION = ("gloo", "Gloo", "NCCL", "TCPStore")
 
 
 class RunError(RuntimeError):
-    """Something outside the method ended a run; the message names it and says how to go on."""
+    """A run ended for a reason outside the method; the message says how to resume."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -32,16 +35,8 @@ def lost_process(error: BaseException) -> bool:
 
 
 @contextmanager
-def explain_failures(
-    folder: Path, newest: Callable[[], Path | None], batch: Callable[[], tuple[str, int] | None], processes: int
-) -> Iterator[None]:
+def explain_failures(trainer: "TrainerBase") -> Iterator[None]:
     """Raise `RunError` with cause and remedy where memory, disk or another process failed.
-
-    Args:
-        folder: the run's folder.
-        newest: returns the newest checkpoint, or None.
-        batch: returns name and value of the setting that decides how much memory the running step takes, or None.
-        processes: number of processes of the run.
 
     Raises:
         RunError: memory or disk space ran out, or another process is gone.
@@ -50,20 +45,21 @@ def explain_failures(
     try:
         yield
     except (RuntimeError, OSError, MemoryError, SafetensorError) as error:
-        again = f"run the same command again: it goes on from {newest() or 'the beginning'}"
+        run, processes = trainer.run, trainer.processes.count
+        again = f"run the same command again: it goes on from {run.newest_checkpoint() or 'the beginning'}"
         if out_of_memory(error):
             remedy = "Give it more, or a smaller model."
-            if running := batch():
-                name, size = running
+            if trainer.log and trainer.stage:
+                name, size = trainer.memory_setting(trainer.stage)
                 smaller = size // 2 // processes * processes
                 remedy = f"It was with {name}={size}: "
                 remedy += f"try {name}={smaller} in a new output_dir." if smaller else "only a smaller model would fit."
             raise RunError(f"Out of memory. {remedy} {error}") from error
         if disk_full(error):
-            raise RunError(f"{folder} cannot be written: {error}. Free some space, then {again}.") from error
+            raise RunError(f"{run.path} cannot be written: {error}. Free some space, then {again}.") from error
         if processes > 1 and lost_process(error):
             raise RunError(
                 f"The processes of this run lost each other. If another one ended, its own output says why. When that "
-                f"is mended, {again}. {error}"
+                f"is fixed, {again}. {error}"
             ) from error
         raise

@@ -7,7 +7,6 @@ import socket
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from hf_gdd.training.config import ADDED_SETTINGS, migrate_settings
+from hf_gdd.training.config import AUTO, CHOSEN_SETTINGS, rename_settings
 from hf_gdd.utils.io import disk_full, load_state, save_state, write_json, write_text
 
 logger = logging.getLogger("hf_gdd")
@@ -45,9 +44,10 @@ class RunFolder:
 
         """
         if (self.path / RUN_FILE).exists():
-            recorded = read_run(self.path)
-            for name in ADDED_SETTINGS & self.identity["config"].keys():
-                recorded["config"].setdefault(name, self.identity["config"][name])
+            recorded, mine = _read_run(self.path), self.identity["config"]
+            for name in CHOSEN_SETTINGS & mine.keys():
+                if recorded["config"].get(name, AUTO) == AUTO:
+                    recorded["config"][name] = mine[name]
             if changed := _differences(self.identity, recorded):
                 raise ValueError(
                     f"{self.path} holds another run; it differs in {'; '.join(changed)}. Choose another output_dir, "
@@ -66,13 +66,15 @@ class RunFolder:
             ValueError: another process trains in it, or it cannot be written.
 
         """
+        self.unlock()
         try:
             self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
             for folder in (self.path, self.path / "checkpoints"):
                 for leftover in folder.glob("*.part"):  # of a process that was killed
-                    leftover.unlink(missing_ok=True)
+                    if leftover.is_file():  # `atomic_folder` clears its own folders
+                        leftover.unlink(missing_ok=True)
             write_json(self.path / OWNER_FILE, {"process": os.getpid(), "machine": socket.gethostname()})
         except Timeout as error:
             raise ValueError(
@@ -86,10 +88,10 @@ class RunFolder:
         """Let other processes use the folder; if it was created for nothing, it is removed."""
         if not self._lock.is_locked:
             return
-        (self.path / OWNER_FILE).unlink(missing_ok=True)
-        if self._created and [path.name for path in self.path.iterdir()] == [LOCK_FILE]:
-            (self.path / LOCK_FILE).unlink()
-            with suppress(OSError):  # another process may have begun to use a parent
+        with suppress(OSError):  # the folder may be gone, or in use by another process
+            (self.path / OWNER_FILE).unlink(missing_ok=True)
+            if self._created and [path.name for path in self.path.iterdir()] == [LOCK_FILE]:
+                (self.path / LOCK_FILE).unlink()
                 for folder in self._created:
                     folder.rmdir()
         self._lock.release()
@@ -180,26 +182,25 @@ def read_run(path: str | Path) -> dict[str, Any]:
         ValueError: there is none, or it is not one.
 
     """
-    path = Path(path)
+    run = _read_run(Path(path))
+    for name in CHOSEN_SETTINGS:
+        if run["config"].get(name) == AUTO:
+            run["config"][name] = "no"
+            logger.warning("%s: %s is no longer chosen by timing: `%s` is now `no`.", path, name, AUTO)
+    return run
+
+
+def _read_run(path: Path) -> dict[str, Any]:
     path = path / RUN_FILE if path.is_dir() else path
     try:
         content = yaml.safe_load(path.read_text())
         if not isinstance(content, dict) or not {"trainer", "config"} <= content.keys():
             raise ValueError("it has no trainer and config")
-        content["config"], remarks = migrate_settings(content["config"])
+        return content | {"config": rename_settings(content["config"])}
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} is not the file of a run ({error}): pass the {RUN_FILE} of a run's folder."
         ) from error
-    for remark in remarks:
-        _remark(f"{path}: {remark}")
-    return content
-
-
-@cache
-def _remark(text: str) -> None:
-    """Log a line once, however often a file is read."""
-    logger.warning(text)
 
 
 def _differences(mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,9 +26,9 @@ logger = logging.getLogger("hf_gdd")
 
 
 class Trainer(TrainerBase):
-    """Distills a data set into a generator; a method is a subclass.
+    """Distill a data set into a generator; the base class of every method.
 
-    A subclass implements `stages`, `setup`, `step` and `to_generator`.
+    A method implements `stages`, `setup`, `step` and `to_generator`.
 
     Args:
         data: a `datasets` object (a `DatasetDict` gives its train split), a Hub id, a folder, or "digits".
@@ -44,9 +44,11 @@ class Trainer(TrainerBase):
         trainer = GlobalLocalTrainer("digits", preset="tiny", output_dir="runs/digits")
         generator = trainer.fit()
 
-        trainer.open()  # or drive the loop yourself
+    To drive the loop yourself:
+        trainer.open()
         while trainer.advance():
             print(trainer.state.global_step)
+        trainer.save_checkpoint()
         trainer.close()
 
     """
@@ -72,7 +74,7 @@ class Trainer(TrainerBase):
             ValueError: the folder holds another run or is in use, or the run would fail later.
 
         """
-        with self._explain_failures():
+        with explain_failures(self):
             try:
                 self.open(held_out if validate else None)
                 with self._progress_bar(), stop_signals() as received:
@@ -105,17 +107,15 @@ class Trainer(TrainerBase):
         self.hold_out(held_out)
         self.run.check()
         self.check_processes()
-        if self.processes.main:
-            self.run.lock()
-        self.processes.wait()
+        self.processes.on_main(self.run.lock)
         try:
             self._build()
+            self.accelerator.init_trackers("hf_gdd", config={k: str(v) for k, v in asdict(self.config).items()})
+            self.log = MetricsLog(self.run, self.processes.main, self.accelerator.log, self.processes.mean)
+            self.log.resume(self.state.global_step, self.state.seconds)
         except BaseException:
             self.close()
             raise
-        self.accelerator.init_trackers("hf_gdd", config={k: str(v) for k, v in asdict(self.config).items()})
-        self.log = MetricsLog(self.run, self.processes.main, self.accelerator.log, self.processes.mean)
-        self.log.resume(self.state.global_step, self.state.seconds)
 
     def _build(self) -> None:
         checkpoint = self.run.last_checkpoint(self.device)
@@ -124,9 +124,7 @@ class Trainer(TrainerBase):
         self.random, self.state = Random(self.config.seed, self.device), TrainerState()
         self.batches = Batches(len(self.data), self.random)
         self.tracked = {"random": self.random, "batches": self.batches, "state": self.state} | self.setup()
-        if self.processes.main:
-            self.run.claim()
-        self.processes.wait()
+        self.processes.on_main(self.run.claim)
         if checkpoint:
             self.load_state_dict(checkpoint)
             logger.info("Resuming %s after step %d.", self.run.path, self.state.global_step)
@@ -186,27 +184,22 @@ class Trainer(TrainerBase):
         if self.processes.main:
             self.run.unlock()
 
-    def _explain_failures(self) -> AbstractContextManager:
-        def batch() -> tuple[str, int] | None:
-            return self.memory_setting(self.stage) if self.log is not None and self.stage else None
-
-        return explain_failures(self.run.path, self.run.newest_checkpoint, batch, self.processes.count)
-
     def _due(self, every: int, ahead: int = 0) -> bool:
         step = self.state.step + ahead
         return step % every == 0 or step == self.stage.steps
 
     def _flush(self) -> None:
+        stage = self.stage or self.stages[-1]
         try:
-            record = self.log.flush(self.stage.name, self.state.seconds)
+            record = self.log.flush(stage.name, self.state.seconds)
         except NonFiniteLossError as error:
             raise NonFiniteLossError(
                 f"{error} The last good checkpoint is {self._last_good()}. Lower the learning rate, or train without "
                 "mixed precision, in a new output_dir."
             ) from error
-        if self.bar is not None:
+        if self.bar is not None and record:
             shown = {name: value for name, value in record.items() if isinstance(value, float) and "/" not in name}
-            shown["img/s"] = shown.pop("images_per_second", 0.0)
+            shown["img/s"] = shown.pop("images_per_second")
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if name != "seconds"})
 
     def _last_good(self) -> Path | str:

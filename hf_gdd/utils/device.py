@@ -4,7 +4,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -24,17 +24,19 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:
-    """Let this process reuse freed memory instead of returning it to the system (glibc only).
+@cache
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let a process that computes on a CPU reuse freed memory (glibc only).
 
     By default glibc returns large tensors to the system, which clears every page when the next step asks for as much
     again. On CPUs that was a third to a half of a training step's time.
 
     Returns:
-        True if the C library supports it.
+        True if the device is a CPU and the C library supports it.
 
     """
+    if device.type != "cpu":
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library

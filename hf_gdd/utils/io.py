@@ -153,7 +153,7 @@ def _add_other_files(staging: Path, target: Path, replaced: Callable[[str], bool
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 (staging / name).mkdir(parents=True, exist_ok=True)
-        elif not replaced(name.as_posix()) and not (staging / name).exists():
+        elif not (name.suffix == ".part" or replaced(name.as_posix()) or (staging / name).exists()):
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             _link(path, staging / name)
     for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):

@@ -1,6 +1,6 @@
 """Seeds, integer hashing and resumable random number generators."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,6 +55,16 @@ def seeded(seed: int | None) -> Iterator[None]:
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         yield
+
+
+def draw_rows(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
+    """Return the sorted numbers of counts[k] random rows of every class k."""
+    rng = torch.Generator().manual_seed(seed)
+    labels, chosen = labels.cpu(), []
+    for label, count in enumerate(counts):
+        rows = (labels == label).nonzero().flatten()
+        chosen.append(rows[torch.randperm(len(rows), generator=rng)[:count]])
+    return torch.cat(chosen).sort().values
 
 
 class Random:

@@ -1,55 +1,56 @@
-"""Measure the throughput of every hot path beside a plain reference, and how cost grows.
+"""Measure the throughput of every hot path beside a plain reference; the text below is that of docs/benchmark.md.
 
-    python scripts/benchmark/benchmark.py                               # the published sizes, on a CPU or a GPU
-    python scripts/benchmark/benchmark.py --growth --out growth.json    # cost when one quantity at a time doubles
-    python scripts/benchmark/page.py                                    # write docs/benchmark.md from the stored JSON
+This page is written by `python scripts/benchmark/benchmark.py --page` from `scripts/benchmark/benchmark.json`. Without
+`--page` the script measures, on a CPU or a GPU, and writes such a file.
 
-page.py says how to read the tables.
+The reference (`plain_reference.py`) does what the papers' public code does: a `DataLoader` over PIL images with the
+number of workers that is fastest, float32 and NCHW, gradients of everything, one network at a time, losses read in
+every step. The library's side is what `fit`, `evaluate` and `load_distilled_dataset` run. Both do the same work on as
+many threads, by turns, each in a process of its own. `plain / ours` is the median over turns, with the smallest and the
+largest ratio in brackets; other runs have other medians.
+
+The images are the bundled digits, enlarged and repeated: the cost of a step depends on their shape alone. In
+`materialize` and `stream` the reference is the bare forward pass, in a process that returns freed memory to the system,
+so ours can be faster.
+
+The last line names the commit that was measured. At 6be0b91 a training chose the layout of convolutions by timing, and
+computed their weight gradients as matrix products. The first is now the setting `channels_last`, the second is gone.
 """
 
 import ctypes
+import json
 import math
 import os
 import platform
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import tyro
-from hot_paths import PATHS, HotPaths, count_flops
-from page import PRECISIONS, tables
+from hot_paths import PATHS, HotPaths, PathName
 
+from hf_gdd.report import markdown_table
 from hf_gdd.utils.device import keep_freed_memory
-from hf_gdd.utils.io import write_json
+from hf_gdd.utils.io import write_json, write_text
 
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "benchmark.md"
 DESCRIBE = "git describe --always --dirty --abbrev=40 --exclude='*'"
 WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
-# Settings that a path is measured with, one row each.
-VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "gan": [("paper", {}), ("fast", {"preset": "fast"})],
-    "match": [("paper", {}), ("fast", {"preset": "fast"})],
-}
-SEVERAL_PRECISIONS = ("gan", "match", "diffusion", "prediction", "evaluate")
-# The quantity that is multiplied, the path, and the factor.
-GROWTH = [
-    *(("rows", path, 2) for path in ("gan", "diffusion")),
-    *(("classes", path, 2) for path in ("gan", "diffusion")),
-    *(("width", path, 2) for path in ("gan", "diffusion")),
-    ("batch", "gan", 2),
-    *(("ipc", path, 2) for path in ("prediction", "materialize", "stream", "evaluate")),
-    ("n", "evaluate", 2),
-]
+PRESETS = {"gan": ("paper", "fast"), "match": ("paper", "fast")}  # of ours, one row each; other paths have one row
+PRECISIONS = {"no": "fp32", "bf16": "bf16"}
 
 
 def seconds(call: Callable[[], Any], device: torch.device, times: int = 1) -> float:
@@ -74,35 +75,28 @@ def worker_seconds(reference: Callable[[int], Callable[[], Any]], count: int, de
 SIDES: dict[str, tuple[Callable[[], Any], torch.device, int]] = {}
 
 
-def begin(folder: str, settings: dict[str, Any], path: str, ours: tuple[dict[str, Any], str] | None) -> dict[str, Any]:
-    """Build, count and warm up one side of a path: ours with these settings and precision, or the reference."""
+def begin(folder: str, settings: dict[str, Any], path: str, ours: dict[str, Any] | None) -> dict[str, Any]:
+    """Build and warm up one side of a path: ours with these settings, or the reference."""
     torch.set_num_threads(settings["threads"])
     paths = HotPaths(settings["size"], folder)
     case, device, tried = getattr(paths, path)(), paths.device, {}
     if ours is None and case.loads:
         tried = {c: worker_seconds(case.reference, c, device) for c in WORKERS if c <= (os.cpu_count() or 1)}
     best = min(tried, key=tried.get, default=0)
-    call = case.reference(best) if ours is None else case.ours(*ours)
+    call = case.reference(best) if ours is None else case.ours(ours)
     if ours is None:
         restore_malloc()
     cycle = getattr(call, "cycle", 1)
-    flops = sum(count_flops(call) for _ in range(cycle)) / cycle
     times = math.ceil(settings["least"] / max(seconds(call, device, cycle), 1e-9))  # which also warms up
     times = math.ceil(max(times, 1) / cycle) * cycle
     SIDES[folder] = call, device, times
-    return {
-        "flops": flops,
-        "times": times,
-        "images": case.images,
-        "predicted_flops": case.predicted,
-        "workers": best if case.loads else None,
-        "worker_seconds": tried,
-    }
+    workers = best if case.loads else None
+    return {"times": times, "images": case.images, "workers": workers, "worker_seconds": tried}
 
 
 def restore_malloc() -> None:
     """Undo `keep_freed_memory`, which building a trainer called: set the largest thresholds glibc takes by itself."""
-    if keep_freed_memory():
+    if keep_freed_memory(torch.device("cpu")):
         for option, most in ((-3, 2**25), (-1, 2**26)):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(option, most)
 
@@ -116,60 +110,27 @@ def turn(folder: str) -> float:
 def process() -> Iterator[Callable[..., Any]]:
     """Start a process; yields a function that runs functions in it and waits for their results."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result()
+        yield lambda function, *args: pool.submit(function, *args).result()
 
 
-def measure(settings: dict[str, Any], path: str, precisions: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Measure one path: yields a row for every variant in every precision, each beside the reference.
+def measure(settings: dict[str, Any], path: str) -> Iterator[dict[str, Any]]:
+    """Measure one path: yields a row for every preset, each beside the reference.
 
     The processes are separate because the library sets how a whole process keeps memory, which would help the
     reference too. Only one of them works at a time.
     """
-    several = precisions if path in SEVERAL_PRECISIONS else precisions[:1]
-    labels = [(label, how, extra) for label, extra in VARIANTS.get(path, [("", {})]) for how in several]
-    sides = [None, *((extra, how) for _, how, extra in labels)]  # the reference is the first
+    precision = "no" if path in ("materialize", "stream") else settings["precision"]  # which only sample
+    presets = PRESETS.get(path, ("paper",))
+    sides = [None, *({"preset": preset, "mixed_precision": precision} for preset in presets)]  # the reference is first
     with TemporaryDirectory() as folder, ExitStack() as stack:
         ask = [stack.enter_context(process()) for _ in sides]
         folders = [mkdtemp(dir=folder) for _ in sides]
         facts = [call(begin, own, settings, path, side) for call, own, side in zip(ask, folders, sides, strict=True)]
         turns = [[call(turn, own) for call, own in zip(ask, folders, strict=True)] for _ in range(settings["repeats"])]
-    (plain, *ours), (plain_seconds, *our_seconds) = facts, map(list, zip(*turns, strict=True))
-    shared = {name: plain[name] for name in ("images", "workers", "worker_seconds", "predicted_flops")}
-    shared |= {"path": path, "reference_flops": plain["flops"], "reference_seconds": plain_seconds}
-    for (label, how, _), fact, each in zip(labels, ours, our_seconds, strict=True):
-        row = {"variant": label, "precision": how, "seconds": each, "flops": fact["flops"], "times": fact["times"]}
-        yield shared | row
-
-
-def point(settings: dict[str, Any], path: str, factors: dict[str, int]) -> dict[str, Any]:
-    """Measure a call of ours; to be run in a fresh process, whose peak memory is all it ever used."""
-    torch.set_num_threads(settings["threads"])
-    with TemporaryDirectory() as folder:
-        paths = HotPaths(settings["size"], folder, **factors)
-        case = getattr(paths, path)()
-        call = case.ours({}, "no")
-        call()
-        taken = [seconds(call, paths.device) for _ in range(settings["repeats"])]
-        on_gpu = paths.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(paths.device) if on_gpu else highest_memory()
-        return {"seconds": taken, "peak_bytes": peak, "rest_bytes": case.rest, "predicted_flops": case.predicted}
-
-
-def highest_memory() -> int:
-    """Return the peak memory of this process on Linux; ru_maxrss would count what its parent used when it began."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def growth(settings: dict[str, Any], paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Measure each path as it is, and with one quantity larger."""
-    for what, path, factor in GROWTH:
-        if path in paths:
-            row = {"what": what, "path": path, "factor": factor}
-            for name, factors in (("base", {}), ("grown", {what: factor})):
-                with process() as ask:
-                    row[name] = ask(point, settings, path, factors)
-            yield row
+    plain_seconds, *our_seconds = map(list, zip(*turns, strict=True))
+    for preset, fact, each in zip(presets, facts[1:], our_seconds, strict=True):
+        row = {"path": path, "variant": preset if path in PRESETS else "", "precision": precision, "seconds": each}
+        yield facts[0] | row | {"reference_seconds": plain_seconds, "times": fact["times"]}
 
 
 def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +138,7 @@ def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
     cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
     packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy", "pillow")
-    git = subprocess.run(DESCRIBE, shell=True, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    git = subprocess.run(DESCRIBE, shell=True, capture_output=True, text=True, cwd=HERE, check=False)
     return {
         "command": shlex.join(["python", "scripts/benchmark/benchmark.py", *words]),
         "settings": settings,
@@ -186,43 +147,67 @@ def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": git.stdout.strip() or None,
         "paths": [],
-        "growth": [],
     }
 
 
+def table(record: dict[str, Any]) -> str:
+    """Return a row for every path and preset, and the circumstances; earlier versions recorded more than is shown."""
+    header, rows = ["path", "settings", "images", "plain s", "ours s", "plain / ours", "plain img/s", "ours img/s"], []
+    for row in record["paths"]:
+        ours, plain = statistics.median(row["seconds"]), statistics.median(row["reference_seconds"])
+        ratios = [a / b for a, b in zip(row["reference_seconds"], row["seconds"], strict=True)]
+        label = f"{row['variant']} {PRECISIONS[row['precision']]}".strip()
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        speeds = [f"{row['images'] / x:,.0f}" for x in (plain, ours)]
+        workers = "-" if row["workers"] is None else str(row["workers"])
+        rows.append([row["path"], label, f"{row['images']:,}", f"{plain:.3g}", f"{ours:.3g}", ratio, *speeds, workers])
+    settings, versions = record["settings"], record["versions"]
+    name, dash, changed = (record["commit"] or "unknown").partition("-")
+    facts = f"{record['device']}, {settings['threads']} threads; size {settings['size']}; {settings['repeats']} repeats"
+    facts += f"; torch {versions['torch']}, hf_gdd {versions['hf_gdd']}. Measured by `{record['command']}`"
+    return f"{markdown_table([*header, 'workers'], rows)}\n\n{facts} at commit {name[:7]}{dash}{changed}."
+
+
+def render_page() -> str:
+    """Return the page of the stored measurement, under the description of this script."""
+    _, description = __doc__.split("\n\n", 1)
+    stored = json.loads((HERE / "benchmark.json").read_text())
+    return f"# Benchmark\n\n{description}\n{table(stored)}\n"
+
+
 def main(
-    paths: str = ",".join(PATHS),
-    size: Literal["paper", "lite", "tiny"] = "paper",
-    precision: str = "no",
+    paths: tuple[PathName, ...] = PATHS,
+    size: Literal["paper", "tiny"] = "paper",
+    precision: Literal["no", "bf16"] = "no",
     repeats: int = 5,
     least: float = 1.0,
     threads: int | None = None,
-    growing: Annotated[bool, tyro.conf.arg(name="growth")] = False,
     out: Path = Path("benchmark.json"),
+    page: bool = False,
 ) -> None:
-    """Measure, write everything to a file and print it as tables.
+    """Measure, write everything to a file and print it as a table.
 
     Args:
-        paths: paths to measure, separated by commas.
-        size: sizes of networks and batches.
-        precision: precisions of ours, `no` or `no,bf16`; the reference is always in float32.
+        paths: paths to measure.
+        size: sizes of networks and batches; `tiny` only shows that everything runs.
+        precision: precision of ours; the reference is always in float32.
         repeats: how often ours and the reference take turns.
         least: shortest time of one measurement in seconds.
         threads: threads of torch.
-        growing: measure how cost grows instead.
         out: JSON file to write.
+        page: only write docs/benchmark.md from the stored measurement.
 
     """
-    chosen, precisions = paths.split(","), precision.split(",")
-    if unknown := {*chosen} - {*PATHS} | {*precisions} - {*PRECISIONS}:
-        raise SystemExit(f"Unknown {', '.join(sorted(unknown))}: choose of {', '.join(PATHS)}; of no, bf16.")
-    settings = {"size": size, "repeats": repeats, "least": least, "threads": threads or torch.get_num_threads()}
-    record = circumstances(settings)
-    rows = growth(settings, chosen) if growing else (row for p in chosen for row in measure(settings, p, precisions))
-    for row in rows:
-        record["growth" if growing else "paths"].append(row)
-        write_json(out, record, indent=1)  # a run that is stopped keeps what it measured
-    print(tables(record))
+    if page:
+        write_text(PAGE, render_page())
+        return
+    settings = {"size": size, "precision": precision, "repeats": repeats, "least": least}
+    record = circumstances(settings | {"threads": threads or torch.get_num_threads()})
+    for path in paths:
+        for row in measure(record["settings"], path):
+            record["paths"].append(row)
+            write_json(out, record, indent=1)  # a run that is stopped keeps what it measured
+    print(table(record))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ TRAIN, REAL = "train", "real"
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train a generator.
+    """A way to train a generator, by default global-local from a trained GAN.
 
     Attributes:
         method: method of `GlobalLocalTrainer`.
@@ -33,38 +33,34 @@ class Variant:
 
     """
 
-    method: str
-    start: str | None = None
+    method: str = "global-local"
+    start: str | None = "cgan"
     changes: Mapping[str, Any] = field(default_factory=dict)
     local_factor: float = 1.0
 
 
-def tuned(local_factor: float = 1.0, start: str = "cgan", **changes: Any) -> Variant:
-    """Return global-local from a trained GAN, with these changes."""
-    return Variant("global-local", start, changes, local_factor)
-
-
-POOL = ("convnet3", "resnet18-dd")
+POOL = {"pool": ("convnet3", "resnet18-dd")}
 MINIMAX = {"adversarial": "minimax", "penalty_every": 1}  # which has no penalty to leave out
+EMA = {"ema_decay": 0.999}
 VARIANTS = {
     # Table 1: all from one GAN of each seed.
-    "cgan": Variant("cgan"),
-    "cgan-continued": Variant("cgan-continued", "cgan"),
-    "dim": Variant("dim", "cgan"),
-    "global-local": tuned(),
+    "cgan": Variant("cgan", start=None),
+    "cgan-continued": Variant("cgan-continued"),
+    "dim": Variant("dim"),
+    "global-local": Variant(),
     # Table 2: the pool of its caption.
-    "dim, two in pool": Variant("dim", "cgan", {"pool": POOL}),
-    "global-local, two in pool": tuned(pool=POOL),
+    "dim, two in pool": Variant("dim", changes=POOL),
+    "global-local, two in pool": Variant(changes=POOL),
     # Figure 3: the local weight, times the preset's own.
-    **{f"local x{factor:g}": tuned(factor) for factor in (0.1, 0.3, 3.0, 10.0)},
+    **{f"local x{factor:g}": Variant(local_factor=factor) for factor in (0.1, 0.3, 3.0, 10.0)},
     # Ablations behind our defaults.
-    "local paired_mean": tuned(local_reduction="paired_mean"),
-    "global logit_mean": tuned(global_reduction="logit_mean"),
-    "untrained pool": tuned(inner_steps=0),
-    "minimax cgan": Variant("cgan", changes=MINIMAX),
-    "minimax": tuned(start="minimax cgan", **MINIMAX),
-    "EMA .999 cgan": Variant("cgan", changes={"ema_decay": 0.999}),
-    "EMA .999": tuned(start="EMA .999 cgan", ema_decay=0.999),
+    "local paired_mean": Variant(changes={"local_reduction": "paired_mean"}),
+    "global logit_mean": Variant(changes={"global_reduction": "logit_mean"}),
+    "untrained pool": Variant(changes={"inner_steps": 0}),
+    "minimax cgan": Variant("cgan", None, MINIMAX),
+    "minimax": Variant(start="minimax cgan", changes=MINIMAX),
+    "EMA .999 cgan": Variant("cgan", None, EMA),
+    "EMA .999": Variant(start="EMA .999 cgan", changes=EMA),
 }
 TABLE_1 = ("cgan", "cgan-continued", "dim", "global-local")
 TABLE_2 = ("dim, two in pool", "global-local, two in pool")
@@ -169,11 +165,9 @@ class Experiment:
 
     @property
     def needs(self) -> tuple["Experiment", ...]:
-        """Trainings that must be finished before."""
-        if self.variant is None:
-            return ()
-        source = VARIANTS[self.variant].start if self.kind == TRAIN else self.variant
-        return (training_of(self.size, self.data, source, self.seed),) if source else ()
+        """Training that must be finished before, if there is one."""
+        variant = VARIANTS[self.variant].start if self.kind == TRAIN else self.variant
+        return (Experiment(self.size, self.data, TRAIN, variant, self.seed),) if variant else ()
 
 
 def slug(name: str) -> str:
@@ -181,40 +175,33 @@ def slug(name: str) -> str:
     return name.replace(",", "").replace(" ", "-").lower()
 
 
-def training_of(size: str, data: str, variant: str, seed: int) -> Experiment:
-    """Return the training of one generator."""
-    return Experiment(size, data, TRAIN, variant, seed)
-
-
 def experiments(size: str) -> list[Experiment]:
     """Return all experiments in order: Table 1 seed by seed, its best of five tests, then the rest."""
-    ordered: dict[Experiment, None] = {}
+    ordered, seeds = [], SIZES[size].seeds
 
-    def add(data: str, variants: tuple[str, ...], seed: int, **evaluation: Any) -> None:
+    def add(data: str, variants: tuple[str, ...], seed: int = 0, **evaluation: Any) -> None:
         for variant in variants:
-            training = training_of(size, data, variant, seed)
             options = {"ipcs": IPCS, "protocols": PROTOCOLS} | evaluation
             judge = Experiment(size, data, "judge", variant, seed, **options)
-            ordered.update(dict.fromkeys((*training.needs, training, judge)))
+            (training,) = judge.needs
+            ordered.extend((*training.needs, training, judge))
 
-    generators = [(data, seed) for data, seeds in SIZES[size].seeds.items() for seed in seeds]
-    generators.sort(key=lambda generator: generator[1])  # a table of one seed says more than half a table of three
+    # A table of one seed says more than half a table of three.
+    generators = sorted(((data, seed) for data in seeds for seed in seeds[data]), key=lambda generator: generator[1])
     for data, seed in generators:
-        ordered.update({Experiment(size, data, kind, ipcs=IPCS): None for kind in (REAL, *CORESETS)})
+        ordered += [Experiment(size, data, kind, ipcs=IPCS) for kind in (REAL, *CORESETS)]
         add(data, TABLE_1, seed)
     for data, seed in generators:
-        for variant in TABLE_1:
-            ordered[Experiment(size, data, "best5", variant, seed, IPCS, (DYNAMIC_BEST5,))] = None
-    if "fashion_mnist" in SIZES[size].seeds:
-        add("fashion_mnist", FIGURE_3, 0, ipcs=(1,))
-        add("fashion_mnist", ABLATIONS, 0, ipcs=(10,))
-        add("fashion_mnist-32", ("cgan", "global-local"), 0, ipcs=(10,))
-    if "cifar10" in SIZES[size].seeds:
-        add("cifar10", TABLE_2, 0, ipcs=(10,), protocols=(DYNAMIC,), networks=TABLE_2_NETWORKS)
-    return list(ordered)
+        ordered += [Experiment(size, data, "best5", name, seed, IPCS, (DYNAMIC_BEST5,)) for name in TABLE_1]
+    if "fashion_mnist" in seeds:
+        add("fashion_mnist", FIGURE_3, ipcs=(1,))
+        add("fashion_mnist", ABLATIONS, ipcs=(10,))
+        add("fashion_mnist-32", ("cgan", "global-local"), ipcs=(10,))
+    if "cifar10" in seeds:
+        add("cifar10", TABLE_2, ipcs=(10,), protocols=(DYNAMIC,), networks=TABLE_2_NETWORKS)
+    return list(dict.fromkeys(ordered))
 
 
 def card_experiments(size: str) -> list[Experiment]:
     """Return the evaluations whose generators go to model_cards: global-local of seed 0 on every data set."""
-    first = [e for e in experiments(size) if (e.kind, e.variant, e.seed) == ("judge", "global-local", 0)]
-    return [experiment for experiment in first if experiment.data in SIZES[size].seeds]
+    return [Experiment(size, data, "judge", "global-local", 0, IPCS, PROTOCOLS) for data in SIZES[size].seeds]

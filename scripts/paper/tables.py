@@ -10,17 +10,18 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from experiments import IPCS, PROTOCOLS, REAL, SIZES, TABLE_1, TABLE_2, TITLES
-from figures import accuracy_figure
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 from results import RESULTS, Results, load
 
 from hf_gdd import GlobalLocalTrainer
 from hf_gdd.classifiers.coresets import CORESETS
-from hf_gdd.report import DYNAMIC_BEST5, FIXED, FULL_DATA, RANDOM_REAL, Report, Result, markdown_table
+from hf_gdd.report import DYNAMIC, DYNAMIC_BEST5, FIXED, FULL_DATA, RANDOM_REAL, Report, Result, markdown_table
 from hf_gdd.report import PROTOCOLS as PROTOCOL_TEXTS
 
 HERE = Path(__file__).parent
@@ -39,11 +40,6 @@ def cell(generators: Sequence[Sequence[float]], sign: str = "") -> str:
     return f"{100 * statistics.fmean(means):{sign}.1f}{between} ({within:.1f})"
 
 
-def accuracies(rows: Sequence[Result]) -> list[tuple[float, ...]]:
-    """Return the accuracies of every network, generator by generator."""
-    return [row.accuracies for row in rows]
-
-
 def table_1(results: Results, data: str, protocol: str) -> str:
     """Return methods and baselines on one data set, beside the published numbers of this protocol."""
     published, rows = PUBLISHED["table_1"].get(data, {}), []
@@ -52,7 +48,7 @@ def table_1(results: Results, data: str, protocol: str) -> str:
         ours = [results.rows(data, name, FIXED if real else protocol, ipc) for ipc in IPCS]
         theirs = published.get(name, ()) if real or protocol != FIXED else ()  # whose generators make fresh images
         label = f"{name}, `{FIXED}`" if real and protocol != FIXED else name
-        numbers = [cell(accuracies(each)) for each in ours]
+        numbers = [cell([row.accuracies for row in each]) for each in ours]
         numbers += [f"{mean} ({std})" for mean, std in theirs] or ["-"] * len(IPCS)
         rows.append([label, "-" if real else str(max(map(len, ours))), *numbers])
     header = [f"{source}, IPC {ipc}" for source in (results.size, "published") for ipc in IPCS]
@@ -84,16 +80,14 @@ def paired(ours: Sequence[Result], theirs: Sequence[Result]) -> list[list[float]
 
 def real_wins(results: Results, data: str) -> dict[str, list[int]]:
     """Return the IPCs at which random real images have a higher mean than every generator; {} if some were not run."""
-    wins = {}
-    for protocol in PROTOCOLS:
-        wins[protocol] = []
-        for ipc in IPCS:
-            real = results.rows(data, RANDOM_REAL, FIXED, ipc)
-            methods = [results.rows(data, name, protocol, ipc) for name in TABLE_1]
-            if not real or not all(methods):
-                return {}
-            if real[0].mean > max(row.mean for rows in methods for row in rows):
-                wins[protocol].append(ipc)
+    wins = {protocol: [] for protocol in PROTOCOLS}
+    for protocol, ipc in product(PROTOCOLS, IPCS):
+        real = results.rows(data, RANDOM_REAL, FIXED, ipc)
+        methods = [results.rows(data, name, protocol, ipc) for name in TABLE_1]
+        if not real or not all(methods):
+            return {}
+        if real[0].mean > max(row.mean for rows in methods for row in rows):
+            wins[protocol].append(ipc)
     return wins
 
 
@@ -115,13 +109,7 @@ def other_variants(results: Results) -> str:
 
 def full_data(results: Results, data: str) -> str:
     """Return the accuracy on full data."""
-    return cell(accuracies(results.rows(data, FULL_DATA, FIXED, None)))
-
-
-def shown_protocols(results: Results, data: str) -> tuple[str, ...]:
-    """Return the protocols that have a table: the best of five tests only if it was run."""
-    best5 = any(results.rows(data, name, DYNAMIC_BEST5, ipc) for name in TABLE_1 for ipc in IPCS)
-    return (*PROTOCOLS, DYNAMIC_BEST5) if best5 else PROTOCOLS
+    return cell([row.accuracies for row in results.rows(data, FULL_DATA, FIXED, None)])
 
 
 def circumstances(results: Results) -> dict[str, Any]:
@@ -170,6 +158,28 @@ def not_run(results: Results) -> dict[str, dict[str, list[int]]]:
     return names
 
 
+def accuracy_figure(results: Results, path: Path) -> None:
+    """Plot accuracy against IPC: fresh images, a fixed set, random real images, full data."""
+    shown = [data for data in TITLES if results.has(data, "judge")]
+    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+    for axis, data in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for name, protocol in (("global-local", DYNAMIC), ("global-local", FIXED), (RANDOM_REAL, FIXED)):
+            cells = {ipc: rows for ipc in IPCS if (rows := results.rows(data, name, protocol, ipc))}
+            means = [100 * statistics.fmean(row.mean for row in rows) for rows in cells.values()]
+            spread = [
+                100 * (statistics.stdev(r.mean for r in rows) if len(rows) > 1 else rows[0].std)
+                for rows in cells.values()
+            ]
+            axis.errorbar(list(cells), means, yerr=spread, marker="o", capsize=3, label=f"{name}, {protocol}")
+        for row in results.rows(data, FULL_DATA, FIXED, None):
+            axis.axhline(100 * row.mean, color="gray", linestyle=":", label=FULL_DATA)
+        axis.set(title=f"{TITLES[data]}, {results.size}", xscale="log", xlabel="images per class", ylabel="accuracy, %")
+        axis.set_xticks(IPCS, [str(ipc) for ipc in IPCS])
+        axis.legend(fontsize="small")
+        axis.grid(alpha=0.4)
+    figure.savefig(path, dpi=100)
+
+
 def page(results: Sequence[Results], cards: Path) -> str:
     """Return the results page."""
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
@@ -177,7 +187,7 @@ def page(results: Sequence[Results], cards: Path) -> str:
     own = {experiment.card for each in results for experiment in each.records if experiment.variant}
     reports = {path.parent.name: Report.load(path) for path in sorted(cards.glob("*/report.json"))}
     attempts = {path.parent.name: json.loads(path.read_text()) for path in cards.glob("*/attempts.json")}
-    functions = (table_1, gains, real_wins, other_variants, full_data, shown_protocols, circumstances, not_run)
+    functions = (table_1, gains, real_wins, other_variants, full_data, circumstances, not_run)
     return template.render(
         {function.__name__: function for function in functions},
         results=results,

@@ -28,7 +28,7 @@ def learners(network="convnet1", recipe=FIRM, n=3, steps=20, dtype=torch.float32
 
 def resnet(num_classes, shape):
     """A `resnet10-dd`, with batch norm, that is narrow enough for a test."""
-    return architectures._pool_resnet(num_classes, shape, blocks=1, width=4)
+    return architectures._resnet(num_classes, shape, blocks=1, width=4)
 
 
 def streams(n=3, recipe=FIRM, soft=False, double=False, seeds=None):

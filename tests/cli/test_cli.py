@@ -254,8 +254,9 @@ def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatc
     refused(capsys, ["materialize", str(run)], "its subfolder 'generator'")
     refused(capsys, ["materialize", generator, "--ipc", "0"], "error: ipc is 0; ask for a whole number")
     refused(capsys, ["materialize", generator, "--truncation", "5"], "error: truncation is 5.0")
-    refused(capsys, ["materialize", generator, "--num-inference-steps", "5"], "error: This generator's sampling has no num_inference_steps")
-    refused(capsys, ["materialize", generator, "--classes", "1"], "error: Only a diffusion generator has classes to choose from")
+    command = ["materialize", generator]
+    refused(capsys, [*command, "--num-inference-steps", "5"], "This generator's sampling has no num_inference_steps")
+    refused(capsys, [*command, "--classes", "1"], "error: Only a diffusion generator has classes to choose from")
     refused(capsys, ["distill", "--dataset", "digits", "--method", "magic"], "error: Unknown method 'magic'")
     evaluate = ["evaluate", generator, "--dataset", "digits", "--networks", "convnet1"]
     refused(capsys, ["evaluate", generator, "--dataset", str(tmp_path / "nowhere")], "error:", "nowhere")

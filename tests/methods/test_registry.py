@@ -45,7 +45,6 @@ class Mean:
 
 class ClassMeanTrainer(Trainer):
     config_class = ClassMeanConfig
-    presets = {"paper": ClassMeanConfig()}
 
     @property
     def stages(self):
@@ -64,8 +63,8 @@ class ClassMeanTrainer(Trainer):
     def to_generator(self):
         mean = self.mean.sums / self.mean.count.clamp(min=1).view(-1, 1, 1, 1)
         images = (self.config.blend * mean).round().to(torch.uint8)[:, None]
-        data, record = self.data, self.training_record()
-        return ImageBank.from_images(images, class_names=data.class_names, mean=data.mean, std=data.std, training=record)
+        record = {name: getattr(self.data, name) for name in ("class_names", "mean", "std")}
+        return ImageBank.from_images(images, training=self.training_record(), **record)
 '''
 
 
@@ -152,8 +151,27 @@ def test_an_entry_point_registers_a_method(plugin, monkeypatch):
     point = EntryPoint("class-mean", "class_mean", registry.ENTRY_POINTS)
     monkeypatch.syspath_prepend(plugin)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.ENTRY_POINTS else [])
-    registry._discover.cache_clear()
+    registry._import_others.cache_clear()
     assert find_method("class-mean").trainer_class.__name__ == "ClassMeanTrainer"
+
+
+def test_a_package_whose_methods_cannot_be_imported_is_left_out(monkeypatch, caplog):
+    from importlib.metadata import EntryPoint
+
+    point = EntryPoint("broken", "not_there.at_all", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    registry._import_others.cache_clear()
+    assert "global-local" in all_methods()
+    assert "The methods of not_there.at_all cannot be imported and are left out" in caplog.text
+
+
+def test_a_config_without_a_method_field_is_refused():
+    with pytest.raises(ValueError, match="Plain needs a field `method` that accepts 'plain'"):
+
+        @register_method("plain", trainer="PlainTrainer", summary="Nothing.")
+        @dataclass(frozen=True)
+        class Plain(TrainingConfig):
+            pass
 
 
 def test_the_method_of_a_generator_is_described_in_its_training_record():

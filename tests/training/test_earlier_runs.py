@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, GlobalLocalTrainer
+from hf_gdd import AutoGenerator, DiffusionMemoryConfig, DiffusionMemoryTrainer, GlobalLocalTrainer
 from hf_gdd.training.run_folder import read_run
 from hf_gdd.training.trainer import Trainer
 from hf_gdd.utils.io import load_state
@@ -64,22 +64,28 @@ def test_settings_get_their_present_names(earlier, caplog):
     config = read_run(earlier("diffusion"))["config"]
     assert (config["guidance_scale"], config["num_inference_steps"]) == (1.5, 3)
     assert not {"guidance", "sampling_steps"} & config.keys()
-    assert DiffusionMemoryTrainer.config_from(read_run(EARLIER / "diffusion")).guidance_scale == 1.5
+    assert DiffusionMemoryConfig.from_identity(config).guidance_scale == 1.5
     assert caplog.text == ""
 
 
 def test_auto_is_no_and_that_is_said_in_one_line(earlier, caplog):
     caplog.set_level(logging.WARNING, logger="hf_gdd")
     folder = earlier("gan")
-    for _ in range(3):
-        assert read_run(folder)["config"]["mixed_precision"] == "no"
+    assert read_run(folder)["config"]["mixed_precision"] == "no"
     assert [record.message for record in caplog.records] == [
-        f"{folder / 'run.yaml'}: mixed_precision is no longer chosen by timing: `auto` is now `no`."
+        f"{folder}: mixed_precision is no longer chosen by timing: `auto` is now `no`."
     ]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_what_was_chosen_by_timing_resumes_with_any_precision(earlier, precision):
+    """The preset `fast` said `auto`, and says bf16 now."""
+    folder = earlier("gan")
+    GlobalLocalTrainer("digits", output_dir=folder, **GAN, mixed_precision=precision).run.check()
 
 
 def test_another_setting_than_the_earlier_run_had_is_refused(earlier):
     folder = earlier("gan")
-    with pytest.raises(ValueError, match=r"differs in config.mixed_precision \(now 'bf16', there 'no'\)"):
-        GlobalLocalTrainer("digits", output_dir=folder, **GAN, mixed_precision="bf16").fit()
+    with pytest.raises(ValueError, match=r"differs in config.seed \(now 1, there 0\)"):
+        GlobalLocalTrainer("digits", output_dir=folder, **GAN, seed=1).fit()
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "metrics.jsonl", "run.yaml"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -58,6 +59,24 @@ def test_what_a_killed_process_wrote_in_part_is_removed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for path in (tmp_path / "run.yaml.1234.part", tmp_path / "checkpoints" / "step-000000004.pt.1.part"):
         path.write_text("half")
+    (tmp_path / ".generator.1.0000.part").mkdir()  # of a save that was killed: the next save clears it
     run.lock()
     run.unlock()
-    assert not list(tmp_path.rglob("*.part"))
+    assert not [path for path in tmp_path.rglob("*.part") if path.is_file()]
+
+
+def test_locking_twice_is_unlocked_once(tmp_path):
+    run = RunFolder(tmp_path / "run", IDENTITY)
+    run.lock()
+    run.lock()
+    run.claim()
+    run.unlock()
+    RunFolder(tmp_path / "run", IDENTITY).lock()
+
+
+def test_a_folder_that_vanished_is_unlocked_without_a_word(tmp_path):
+    run = RunFolder(tmp_path / "run", IDENTITY)
+    run.lock()
+    shutil.rmtree(tmp_path / "run")
+    run.unlock()
+    assert not run._lock.is_locked

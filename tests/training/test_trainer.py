@@ -512,7 +512,7 @@ def test_data_smaller_than_a_batch_trains(tmp_path):
 def test_the_run_file_repeats_the_run(tmp_path):
     trainer = make(tmp_path / "run", match_lr=3e-4, ema_decay=0.5, method="dim", seed=4)
     trainer.fit()
-    config = GlobalLocalTrainer.config_from(read_run(tmp_path / "run"))
+    config = GlobalLocalConfig.from_identity(read_run(tmp_path / "run")["config"])
     default = GlobalLocalConfig()
     assert config == replace(trainer.config, **{name: getattr(default, name) for name in BOOKKEEPING})
     again = GlobalLocalTrainer(DIGITS, config=config, output_dir=tmp_path / "again")
@@ -520,11 +520,45 @@ def test_the_run_file_repeats_the_run(tmp_path):
     assert same(weights(again), weights(trainer))
 
 
-def test_the_run_file_of_another_trainer_is_refused():
-    with pytest.raises(ValueError, match="config is of a OtherTrainer, not a GlobalLocalTrainer"):
-        GlobalLocalTrainer.config_from({"trainer": "OtherTrainer", "config": {}})
+def test_settings_that_this_version_does_not_know_are_refused():
     with pytest.raises(ValueError, match="Unknown setting depth"):
-        GlobalLocalTrainer.config_from({"trainer": "GlobalLocalTrainer", "config": {"depth": 3}})
+        GlobalLocalConfig.from_identity({"depth": 3})
+
+
+def test_a_loop_of_ones_own_is_the_same_run(tmp_path, whole):
+    """It saves after its last step, and leaves the folder unlocked for the next process."""
+    trainer, steps = make(tmp_path / "run"), 0
+    trainer.open()
+    while trainer.advance():
+        steps += 1
+    trainer.save_checkpoint()
+    trainer.close()
+    assert steps == 12
+    assert same(weights(trainer), whole[0])
+    again = make(tmp_path / "run")
+    again.open()
+    assert not again.advance()
+    again.close()
+    assert same(weights(again), whole[0])
+
+
+def test_opening_that_fails_unlocks_the_folder(tmp_path, monkeypatch):
+    trainer = make(tmp_path / "run")
+    monkeypatch.setattr(MetricsLog, "resume", lambda *args: cut())
+    with pytest.raises(PowerCut):
+        trainer.open()
+    monkeypatch.undo()
+    other = make(tmp_path / "run")
+    other.open()
+    other.close()
+
+
+def test_a_checkpoint_without_a_part_is_refused(tmp_path):
+    stop_after(tmp_path / "run", 9)
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*.pt"):
+        save_state(path, {name: part for name, part in load_state(path).items() if name != "pool"})
+    with pytest.raises(ValueError, match="The checkpoint has no 'pool'"):
+        make(tmp_path / "run").fit()
 
 
 def test_lengths_of_the_stages(tmp_path):

@@ -17,14 +17,19 @@ def names(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+def write_half(path):
+    with atomic_write(path) as file:
+        file.write(b"half")
+        raise RuntimeError("power cut")
+
+
 @pytest.mark.parametrize("before", [None, "old"])
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path, before):
     path = tmp_path / "report.json"
     if before:
         path.write_text(before)
-    with pytest.raises(RuntimeError, match="power cut"), atomic_write(path) as file:
-        file.write(b"half")
-        raise RuntimeError("power cut")
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_half(path)
     assert names(tmp_path) == (["report.json"] if before else [])
     assert not before or path.read_text() == before
 
@@ -68,11 +73,16 @@ def test_a_folder_takes_the_place_of_another_and_leaves_what_is_not_its_own(tmp_
         assert names(tmp_path) == ["generator", *(f"generator/{name}" for name in names(target))]
 
 
-def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path):
-    write_folder(tmp_path / "generator", 1)
-    with pytest.raises(RuntimeError, match="power cut"), atomic_folder(tmp_path / "generator", bool) as folder:
+def write_half_a_folder(target):
+    with atomic_folder(target, bool) as folder:
         (folder / "own-a").write_text("2")
         raise RuntimeError("power cut")
+
+
+def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path):
+    write_folder(tmp_path / "generator", 1)
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_half_a_folder(tmp_path / "generator")
     assert (tmp_path / "generator" / "own-a").read_text() == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["generator"]
 

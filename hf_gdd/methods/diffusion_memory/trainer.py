@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hf_gdd.data.loading import merge_licenses
 from hf_gdd.data.pixels import tanh_to_uint8, to_tanh
 from hf_gdd.generators.diffusion import DiffusionGenerator
+from hf_gdd.hub.cards import merge_licenses
 from hf_gdd.methods.diffusion_memory.autoencoder import Latents, autoencoder_losses
 from hf_gdd.methods.diffusion_memory.class_memory import ClassMemory
 from hf_gdd.methods.diffusion_memory.config import PRESETS, DiffusionMemoryConfig
@@ -243,8 +243,7 @@ class DiffusionMemoryTrainer(Trainer):
         model = self.networks.pretrained
         record["pretrained"] = model.origin or f"a local model ({model.fingerprint[:12]})"
         _, base_license = self.config.base
-        licenses = merge_licenses(self.data.license, base_license or model.license)
-        return record | {"license": licenses if len(licenses) > 1 else next(iter(licenses), None)}
+        return record | {"license": merge_licenses(self.data.license, base_license or model.license)}
 
     def picture(self) -> Any:
         """Return samples; in stage `vae` real images and, under them, their reconstructions."""

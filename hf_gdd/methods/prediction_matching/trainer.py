@@ -73,7 +73,7 @@ class PredictionMatchingTrainer(Trainer):
         """Train or load the teachers, and initialize the groups of images."""
         config, data = self.config, self.data
         if config.start == "real":
-            data.require_ipc(config.ipc)
+            data.check_ipc(config.ipc)
         self.transform = input_transform(data, config.zca)
         self.teachers = Teachers(config.network, data, self.transform, config.teacher_recipe, config.teacher_cache)
         missing = self.teachers.missing(range(config.teachers))
