@@ -1,49 +1,40 @@
-"""hf_gdd: distill an image data set into a generator, and turn any generator into a training set of any size."""
+"""hf_gdd: distill an image data set into a generator of training sets of any size."""
 
 from importlib import import_module
 from typing import Any
 
+from hf_gdd.utils.lazy import lazy_names
+
 __version__ = "0.1.0"
 
-# Imported on first use: diffusers and datasets take seconds to import, and most programs need a part of them.
-_LAZY = {
-    "AutoGenerator": "hf_gdd.generators.auto",
-    "ConditionalGANGenerator": "hf_gdd.generators.gan",
-    "DiffusionGenerator": "hf_gdd.generators.diffusion",
-    "DiffusionSampling": "hf_gdd.generators.sampling",
-    "DistilledStream": "hf_gdd.distilled.stream",
-    "GenerativeDistilledDataset": "hf_gdd.distilled.builder",
-    "ImageBank": "hf_gdd.generators.image_bank",
-    "ImageTensors": "hf_gdd.data.image_tensors",
-    "Recipe": "hf_gdd.classifiers.recipes",
-    "Report": "hf_gdd.report",
-    "Sampling": "hf_gdd.generators.sampling",
-    "Stage": "hf_gdd.training.config",
-    "Trainer": "hf_gdd.training.trainer",
-    "TrainingConfig": "hf_gdd.training.config",
-    "baselines": "hf_gdd.evaluation.evaluate",
-    "evaluate": "hf_gdd.evaluation.evaluate",
-    "load_distilled_dataset": "hf_gdd.distilled.builder",
-    "push_distilled_dataset": "hf_gdd.distilled.push",
-    "register_method": "hf_gdd.methods.registry",
-}
+_import_name, _public_names = lazy_names(
+    __name__,
+    **{
+        "classifiers": "Recipe",
+        "data": "ImageTensors",
+        "distilled": "DistilledStream GenerativeDistilledDataset load_distilled_dataset push_distilled_dataset",
+        "evaluation.evaluate": "baselines evaluate",
+        "generators": "AutoGenerator ConditionalGANGenerator DiffusionGenerator DiffusionSampling ImageBank Sampling",
+        "methods": "register_method",
+        "report": "Report",
+        "training": "Stage Trainer TrainingConfig",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name, or the trainer or config of a method of this package."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
     if name.endswith(("Trainer", "Config")) and name in (classes := _method_classes()):
         return getattr(import_module(classes[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _import_name(name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_LAZY, *_method_classes()]
+    return [*globals(), *_public_names(), *_method_classes()]
 
 
 def _method_classes() -> dict[str, str]:
-    """Return the modules of the trainers and configs of this package's methods, by class name."""
+    """Return the modules of this package's trainers and configs, by class name."""
     from hf_gdd.methods.registry import builtin_classes
 
     return builtin_classes()

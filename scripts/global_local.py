@@ -62,7 +62,7 @@ def main(
     test = ImageTensors.from_dataset(source or name, "test")
     trainer = GlobalLocalTrainer(source or name, preset=preset, max_steps=max_steps, seed=seed, output_dir=output_dir)
     generator = trainer.fit()
-    if not trainer.processes.main:
+    if not trainer.processes.is_main:
         return
 
     recipe = Recipe(max_steps=eval_steps, floor=floor)

@@ -49,18 +49,11 @@ def main(
 
     """
     real, test = (ImageTensors.from_dataset(dataset, split, image_size=256) for split in ("train", test_split))
-    trainer = DiffusionMemoryTrainer(
-        real,
-        preset="paper",
-        method=method,
-        classes=SUBSETS[subset] if subset else (),
-        pretrained=pretrained,
-        max_steps=max_steps,
-        seed=seed,
-        output_dir=output_dir,
-    )
+    options = {"method": method, "classes": SUBSETS[subset] if subset else (), "pretrained": pretrained}
+    options |= {"max_steps": max_steps, "seed": seed, "output_dir": output_dir}
+    trainer = DiffusionMemoryTrainer(real, preset="paper", **options)
     generator = trainer.fit()
-    if not trainer.processes.main:
+    if not trainer.processes.is_main:
         return
     generator.report = evaluate(
         generator, test, real=real, ipc=ipcs, networks=networks, n=n, recipe="imagenet-subset", quality=True, seed=seed

@@ -19,21 +19,17 @@ SEED, TEST_ROWS = 0, 360
 
 def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write uint8 images [N,8,8] and labels [N] as one parquet file."""
-    rows = {
-        "image": [{"bytes": encode_png(image[None]), "path": None} for image in images],
-        "label": labels.tolist(),
-    }
-    names = [str(digit) for digit in range(10)]
-    Dataset.from_dict(rows, features=dataset_features(names)).to_parquet(path)
+    pictures = [{"bytes": encode_png(image[None]), "path": None} for image in images]
+    features = dataset_features([str(digit) for digit in range(10)])
+    Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features).to_parquet(path)
 
 
 def main() -> None:
     """Write both files."""
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    train, test = train_test_split(
-        np.arange(len(images)), test_size=TEST_ROWS, stratify=digits.target, random_state=SEED
-    )
+    options = {"test_size": TEST_ROWS, "stratify": digits.target, "random_state": SEED}
+    train, test = train_test_split(np.arange(len(images)), **options)
     DIGITS.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", np.sort(train)), ("test", np.sort(test))):
         path = DIGITS / f"{name}.parquet"

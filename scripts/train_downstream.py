@@ -9,6 +9,8 @@ seconds on two CPU cores and prints the accuracy on the real test images. Under 
 its own batches. This is a demonstration: `hf-gdd evaluate` is the fair comparison, with several networks and baselines.
 """
 
+from itertools import chain, islice, repeat
+
 import torch
 import torch.nn.functional as F
 import tyro
@@ -22,12 +24,10 @@ from hf_gdd import ImageTensors, load_distilled_dataset
 
 def network(channels: int, classes: int) -> nn.Module:
     """Build a small convolutional network for images of any size."""
-
-    def block(width_in: int, width: int) -> list[nn.Module]:
-        return [nn.Conv2d(width_in, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
-
-    layers = [*block(channels, 64), nn.AvgPool2d(2), *block(64, 128), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(128 * 4, classes))
+    blocks = []
+    for width_in, width in ((channels, 64), (64, 128)):
+        blocks += [nn.Conv2d(width_in, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU(), nn.AvgPool2d(2)]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128 * 4, classes))
 
 
 def main(
@@ -68,27 +68,20 @@ def main(
     def normalized(images: torch.Tensor) -> torch.Tensor:
         return images.to(accelerator.device).float() / 127.5 - 1
 
-    bar, done = tqdm(total=steps, unit="step", disable=not accelerator.is_main_process or None), 0
-    while done < steps:
-        for batch in loader:
-            loss = F.cross_entropy(model(normalized(batch["image"])), batch["label"].to(accelerator.device))
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
-            bar.update()
-            done += 1
-            if done == steps:
-                break
-    bar.close()
+    batches = islice(chain.from_iterable(repeat(loader)), steps)  # one epoch after the other
+    for batch in tqdm(batches, total=steps, unit="step", disable=not accelerator.is_main_process or None):
+        loss = F.cross_entropy(model(normalized(batch["image"])), batch["label"].to(accelerator.device))
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
 
     model.eval()
     with torch.no_grad():
-        images, labels = test.gather(torch.arange(len(test), device=test.labels.device))
-        correct = [
-            (model(normalized(part)).argmax(1) == label).sum()
-            for part, label in zip(images.split(500), labels.split(500), strict=True)
-        ]
-    accelerator.print(f"{100 * float(sum(correct)) / len(test):.1f} % of {len(test):,} real test images")
+        parts = torch.arange(len(test), device=test.labels.device).split(500)
+        correct = 0
+        for images, labels in map(test.gather, parts):
+            correct += int((model(normalized(images)).argmax(1) == labels).sum())
+    accelerator.print(f"{100 * correct / len(test):.1f} % of {len(test):,} real test images")
 
 
 if __name__ == "__main__":

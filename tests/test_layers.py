@@ -22,6 +22,12 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+RIDDLES, PARTICIPLES = {"What", "Of", "Whether", "Where"}, {"told", "made", "kept", "found"}
+SOURCES = {
+    path.relative_to(ROOT.parent).as_posix(): ast.parse(path.read_text())
+    for folder in (ROOT, ROOT.parent / "scripts")
+    for path in sorted(folder.rglob("*.py"))
+}
 NORMAL = {"randn", "randn_like", "normal", "normal_", "randn_tensor", "standard_normal"}
 
 
@@ -109,9 +115,37 @@ def test_modules_are_short_or_say_why():
 
 
 def test_scripts_use_the_public_library():
-    for path in (ROOT.parent / "scripts").rglob("*.py"):
-        names = [name for name in imported(ast.parse(path.read_text())) if name.startswith("hf_gdd.")]
+    for path, tree in SOURCES.items():
+        names = [name for name in imported(tree) if path.startswith("scripts/") and name.startswith("hf_gdd.")]
         assert not [name for name in names if any(part.startswith("_") for part in name.split("."))], path
+
+
+def test_a_docstring_begins_with_one_short_sentence():
+    """An imperative or a noun phrase; a line that begins with one of four words is a riddle."""
+    wrong = []
+    for path, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = (ast.get_docstring(node) or "None.").splitlines()[0]
+                if len(first) > 80 or not first.endswith(".") or first.split()[0] in RIDDLES:
+                    wrong.append(f"{path}: {first}")
+    assert not wrong
+
+
+def test_names_say_what_a_thing_is():
+    """Participles such as these say no more than that something happened."""
+    wrong = []
+    for path, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            stored = isinstance(getattr(node, "ctx", None), ast.Store)
+            name = {
+                ast.Name: getattr(node, "id", None) if stored else None,
+                ast.Attribute: getattr(node, "attr", None) if stored else None,
+                ast.arg: getattr(node, "arg", None),
+            }.get(type(node), getattr(node, "name", None))
+            if name in PARTICIPLES:
+                wrong.append(f"{path}:{node.lineno} {name}")
+    assert not wrong
 
 
 def test_images_come_of_counter_based_noise_alone():
@@ -137,7 +171,10 @@ def test_import_is_light():
 
 
 def test_every_public_name_is_there():
-    for name, module in (hf_gdd._LAZY | builtin_classes()).items():
+    for name in hf_gdd._public_names():
+        assert getattr(hf_gdd, name).__module__ in MODULES
+        assert name in dir(hf_gdd)
+    for name, module in builtin_classes().items():
         assert getattr(hf_gdd, name) is getattr(import_module(module), name)
         assert name in dir(hf_gdd)
     with pytest.raises(AttributeError, match="nothing"):

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from hf_gdd.methods.registry import Method, all_methods, find_method
+from hf_gdd.methods.registry import all_methods, find_method
 from hf_gdd.training.config import TrainingConfig
 from hf_gdd.training.run_folder import read_run
 
@@ -41,7 +41,7 @@ class Distill(Generic[Settings]):
         trainer_class = find_method(self.settings.method).trainer_class
         trainer = trainer_class(self.dataset, config=self.settings, output_dir=folder)
         trainer.fit()
-        if not trainer.processes.main:
+        if not trainer.processes.is_main:
             return
         speed = ", ".join(f"{stage} {rate:,.0f} images/s" for stage, rate in trainer.log.rates().items())
         print(f"Trained in {trainer.state.seconds:,.0f} s on {trainer.device} ({speed}).")
@@ -50,7 +50,9 @@ class Distill(Generic[Settings]):
 
 def describe() -> str:
     """Return the help text, with every registered method."""
-    methods = "\n".join(f"  {name:<20}{method.summary}" for name, method in all_methods().items())
+    default = find_method(DEFAULT_METHOD).config_class
+    ordered = sorted(all_methods().items(), key=lambda item: item[1].config_class is not default)
+    methods = "\n".join(f"  {name:<20}{method.summary}" for name, method in ordered)
     return f"""Train a generator on an image data set.
 
 Methods, each with options of its own (add --help after --method NAME):
@@ -63,7 +65,9 @@ generator. Images, columns and classes are checked before anything is trained.
 
 
 def distill_defaults(argv: list[str]) -> tuple[type[TrainingConfig], Distill]:
-    """Return what --plugin, --method, --preset or --config say, which the other options then override.
+    """Return the defaults that --method, --preset or --config choose.
+
+    All other options override them. Modules of --plugin are imported first.
 
     Raises:
         ValueError: unknown plugin or method, or a config that is not of a run, is another method's, or is given beside
@@ -80,20 +84,15 @@ def distill_defaults(argv: list[str]) -> tuple[type[TrainingConfig], Distill]:
         raise ValueError("Pass --config or --preset, not both: each says what all other options default to.")
     if chosen.config is not None:
         run = read_run(chosen.config)
-        method = _find_method(run["config"].get("method", DEFAULT_METHOD))
+        method = find_method(run["config"].get("method", DEFAULT_METHOD))
+        if run["trainer"] != (trainer := method.trainer.rpartition(":")[2]):
+            raise ValueError(f"The config is of a {run['trainer']}, but method {method.name!r} has a {trainer}.")
         settings, dataset = method.config_class.from_identity(run["config"]), run.get("dataset") or tyro.MISSING
         return method.config_class, Distill(dataset=dataset, config=chosen.config, settings=settings)
-    method = _find_method(chosen.method or DEFAULT_METHOD)
+    method = find_method(chosen.method or DEFAULT_METHOD)
     presets = method.trainer_class.presets if argv else {}
     settings = presets.get(chosen.preset or "paper", method.config_class())  # a wrong name is refused later
     return method.config_class, Distill(dataset=tyro.MISSING, settings=replace(settings, method=method.name))
-
-
-def _find_method(name: str) -> Method:
-    try:
-        return find_method(name)
-    except ValueError as error:
-        raise ValueError(f"{error} If a module of yours registers it, add --plugin MODULE.") from error
 
 
 def _import_plugins(modules: list[str]) -> None:
@@ -108,5 +107,6 @@ def _import_plugins(modules: list[str]) -> None:
     for name in modules:
         try:
             import_module(name)
-        except ImportError as error:
-            raise ValueError(f"--plugin {name} cannot be imported ({error}): install it, or run beside it.") from error
+        except Exception as error:  # it is the user's code
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"--plugin {name} cannot be imported ({reason}): repair it, or run beside it.") from error

@@ -61,7 +61,7 @@ class Evaluate:
         output = self._output()
         source = Path(self.source)
         is_generator = not source.is_dir() or any((source / name).is_file() for name in (CONFIG_NAME, PIPELINE_NAME))
-        if not is_generator and self.sampling.given:
+        if not is_generator and self.sampling != SamplingOptions():
             raise ValueError("A data set is fixed already: leave out --guidance-scale and other sampling options.")
         if not is_generator and self.classes:
             raise ValueError("--classes chooses among the classes of a diffusion generator: leave it out.")
@@ -83,7 +83,7 @@ class Evaluate:
             quality=self.quality,
             zca=self.zca,
             shared_draws=self.shared_draws,
-            sampling=self.sampling.of(train) if is_generator else None,
+            sampling=self.sampling.apply_to(train) if is_generator else None,
             seed=self.seed,
         )
         print(report.markdown())
@@ -91,17 +91,17 @@ class Evaluate:
         print(f"Report: {output}")
 
     def _output(self) -> Path:
-        """Return where the report goes: beside a local generator, unless it is told otherwise.
+        """Return the report's path: `--output`, else beside a local generator.
 
         Raises:
-            ValueError: it would be no file in a folder that exists.
+            ValueError: its folder does not exist, or it is itself a folder.
 
         """
         folder = Path(self.source)
         beside = folder.is_dir() and not self.classes  # a choice of classes is another generator
         output = Path(self.output) if self.output else (folder if beside else Path()) / REPORT_NAME
         if output.is_dir() or not output.parent.is_dir():
-            raise ValueError(f"--output {output} is no file in a folder that exists: choose another.")
+            raise ValueError(f"--output {output}: its folder does not exist, or it is itself a folder.")
         return output
 
 

@@ -1,4 +1,4 @@
-"""Entry point of `hf-gdd`: parse the command, run it, and turn errors into exit statuses."""
+"""Entry point of `hf-gdd`: run a command, and turn errors into exit statuses."""
 
 import logging
 import sys

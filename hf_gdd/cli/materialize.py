@@ -14,10 +14,11 @@ from hf_gdd.utils.device import launched
 
 @dataclass(frozen=True)
 class Materialize:
-    """Turn a generator into training sets: one Parquet folder for each IPC, which `datasets.load_dataset` reads.
+    """Turn a generator into training sets on disk.
 
-    A run that was stopped resumes when the same command is repeated. Several GPUs divide the work if it is started by
-    `torchrun --nproc-per-node 8 --no-python hf-gdd materialize ...`.
+    Each IPC gets a Parquet folder, which `datasets.load_dataset` reads. A run that was stopped resumes when the same
+    command is repeated. Several GPUs divide the work if it is started by `torchrun --nproc-per-node 8 --no-python
+    hf-gdd materialize ...`.
     """
 
     generator: Positional[str]
@@ -51,19 +52,14 @@ class Materialize:
         check_image_seed(generator, self.seed)
         for ipc in self.ipc:
             check_ipc(generator, ipc)
-        options = {"seed": self.seed, "sampling": self.sampling.of(generator), "num_proc": self.num_proc}
+        options = {"seed": self.seed, "sampling": self.sampling.apply_to(generator), "num_proc": self.num_proc}
         for ipc in self.ipc:
             data = load_distilled_dataset(generator, ipc=ipc, **options)
             if launched()[0] > 0:  # all processes have made the set; one writes it
                 continue
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
-            path = folder / "train.parquet"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_parquet(data, path)
-            except OSError as error:
-                reason = f"{path} cannot be written ({error.strerror}): its images are cached; repeat the command"
-                raise OSError(error.errno, reason) from error
+            folder.mkdir(parents=True, exist_ok=True)
+            write_parquet(data, folder / "train.parquet")
             print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
         if self.push_to_hub and launched()[0] == 0:
             options |= {"private": self.private or None, "overwrite": self.overwrite}

@@ -12,7 +12,10 @@ from hf_gdd.utils.device import own_device
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Options that change a generator's pixels; each defaults to what the generator was saved with."""
+    """Options that change a generator's pixels.
+
+    Each defaults to the value that the generator was saved with.
+    """
 
     truncation: float | None = None
     """GAN only: factor on the noise; below 1 trades diversity for typicality"""
@@ -23,12 +26,7 @@ class SamplingOptions:
     scheduler: Literal["ddim", "ddpm", "dpm++"] | None = None
     """diffusion only: how it steps"""
 
-    @property
-    def given(self) -> bool:
-        """True if any option was passed."""
-        return any(value is not None for value in asdict(self).values())
-
-    def of(self, generator: Generator) -> Any:
+    def apply_to(self, generator: Generator) -> Any:
         """Return the generator's sampling with these options; None if none was passed.
 
         Raises:
@@ -39,7 +37,12 @@ class SamplingOptions:
 
 
 def load_generator(source: str, revision: str | None = None, classes: Sequence[str] = ()) -> Generator:
-    """Load a generator onto a GPU if there is one, with these classes only if any are named.
+    """Load a generator onto a GPU if there is one.
+
+    Args:
+        source: folder or Hub repo id.
+        revision: branch, tag or commit of the repo.
+        classes: the only classes to take, by name or WordNet id; all if empty.
 
     Raises:
         LoadError: there is no generator, or it cannot be loaded.

@@ -9,9 +9,10 @@ from hf_gdd.cli.options import load_generator
 
 @dataclass(frozen=True)
 class Push:
-    """Publish a generator on the Hub as one commit: weights, config, card, report and samples.
+    """Publish a generator on the Hub as one commit.
 
-    Log in first with `hf auth login`. What the folder holds is pushed; the card is written anew.
+    The commit holds weights, config, card, report and samples. Log in first with `hf auth login`. What the folder holds
+    is pushed; the card is written anew.
     """
 
     generator: Positional[str]

@@ -39,7 +39,7 @@ def open_split(data: Source, split: str | None) -> tuple[Dataset, str, str | lis
         name, card = (folder.resolve().name, folder / CARD) if folder.is_dir() else (str(data), None)
         try:
             data = load_dataset(str(folder))
-        except (FileNotFoundError, ConnectionError) as error:  # datasets raises these for an unknown folder or id
+        except (FileNotFoundError, ConnectionError, RuntimeError) as error:  # of an unknown folder or id, or a script
             state = "cannot be read as a data set" if folder.is_dir() else "does not exist"
             reason = str(error).rstrip(".")
             raise ValueError(

@@ -25,7 +25,6 @@ from hf_gdd.evaluation.protocols import (
 )
 from hf_gdd.generators.base import Generator
 from hf_gdd.report import Protocol, Quality, Report, Result
-from hf_gdd.utils.random import check_seed
 
 
 def evaluate(
@@ -106,7 +105,7 @@ def evaluate(
     if zca is None:
         zca = generator is not None and generator.zca
     transform, origin = _choose_transform(generator, data, real, zca)
-    evaluator = _build_evaluator(test, transform, networks, n, recipe, seed, shared_draws, progress)
+    evaluator = Evaluator(test, transform, _as_tuple(networks), n, find_recipe(recipe), seed, progress, shared_draws)
     scorer = feature_evaluator(evaluator, real) if quality else None
     if generator is None:
         results, scores = _evaluate_data(evaluator, scorer, data, ipcs[0], protocols, name or "dataset")
@@ -123,10 +122,15 @@ def baselines(
     test: Any,
     *,
     ipc: int | Sequence[int],
+    networks: Sequence[NetworkSpec] = ("convnet3",),
+    n: int = 5,
+    recipe: Recipe | str | None = None,
+    seed: int = 0,
     bank: Generator | None = None,
+    shared_draws: bool = False,
     full_data: bool = True,
     device: str | torch.device | None = None,
-    **options: Any,
+    progress: bool = True,
 ) -> Report:
     """Evaluate the baselines of several reports at once; see `Report.merge`.
 
@@ -134,10 +138,15 @@ def baselines(
         real: the real training set.
         test: the real test set.
         ipc: images per class of the subsets, one number or several.
+        networks: names or callables, as in `evaluate`.
+        n: number of networks of each architecture.
+        recipe: a `Recipe` or the name of one.
+        seed: seed of the subsets and networks.
         bank: evaluate the same subsets with labels by its teacher too.
+        shared_draws: let all networks of a row see the same draws, as in `evaluate`.
         full_data: False for the subsets alone.
         device: where to train.
-        options: `networks`, `n`, `recipe`, `seed`, `shared_draws` and `progress`, as in `evaluate`.
+        progress: show a progress bar.
 
     Raises:
         ValueError: an argument would make the result wrong, or fail later.
@@ -150,7 +159,7 @@ def baselines(
     if bank is not None and not bank.has_soft_labels:
         raise ValueError("This bank has hard labels alone: leave it out.")
     transform, origin = _choose_transform(bank, None, real, bank is not None and bank.zca)
-    evaluator = _build_evaluator(test, transform, **options)
+    evaluator = Evaluator(test, transform, _as_tuple(networks), n, find_recipe(recipe), seed, progress, shared_draws)
     results = evaluator.evaluate_baselines(real, ipcs, _teacher(bank, real), full_data)
     return evaluator.build_report(results, _describe_source(None, None, real), origin)
 
@@ -159,23 +168,6 @@ def as_images(data: Any, split: str, device: str | torch.device | None = None, *
     """Load a split of a data set with splits, or a data set without splits."""
     has_splits = isinstance(data, (str, Path, DatasetDict))
     return ImageTensors.from_dataset(data, split if has_splits else None, device=device, **kwargs)
-
-
-def _build_evaluator(
-    test: ImageTensors,
-    transform: InputTransform,
-    networks: NetworkSpec | Sequence[NetworkSpec] = ("convnet3",),
-    n: int = 5,
-    recipe: Recipe | str | None = None,
-    seed: int = 0,
-    shared_draws: bool = False,
-    progress: bool = True,
-) -> Evaluator:
-    """Build an evaluator from those arguments of `evaluate` that say how networks train."""
-    check_seed(seed)
-    if not (networks := _as_tuple(networks)):
-        raise ValueError("Name at least one network to train, such as networks='convnet3'.")
-    return Evaluator(test, transform, networks, n, find_recipe(recipe), seed, progress, shared_draws)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from hf_gdd.generators.base import Generator
 from hf_gdd.report import FIXED, FULL_DATA, RANDOM_REAL, SOFT, Quality, Report, Result, find_protocol
 from hf_gdd.utils.device import keep_freed_memory
 from hf_gdd.utils.progress import progress_bar
-from hf_gdd.utils.random import Random
+from hf_gdd.utils.random import Random, check_seed
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class Evaluator:
     shared_draws: bool = False
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if not self.networks:
+            raise ValueError("Name at least one network to train, such as networks='convnet3'.")
         if self.n < 1:
             raise ValueError(f"n is {self.n}; train at least 1 network (the papers train 5).")
         keep_freed_memory(self.test.device)

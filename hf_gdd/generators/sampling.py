@@ -10,8 +10,14 @@ from hf_gdd.report import FORMER_SAMPLING
 SCHEDULERS = ("ddim", "ddpm", "dpm++")
 
 
+class _Settings:
+    def identity(self) -> dict[str, Any]:
+        """Return the fields as primitives, for reports and cards."""
+        return asdict(self)
+
+
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(_Settings):
     """Settings that change the pixels of a one-shot generator.
 
     Example:
@@ -26,10 +32,6 @@ class Sampling:
         if not 0 <= self.truncation <= 2:
             raise ValueError(f"truncation is {self.truncation}; it must lie in [0, 2], 1 for the trained distribution.")
 
-    def identity(self) -> dict[str, Any]:
-        """Return the fields as primitives, for reports and cards."""
-        return asdict(self)
-
     @property
     def cache_key(self) -> str:
         """Text that names these settings in caches of data sets; must never change."""
@@ -37,7 +39,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class DiffusionSampling:
+class DiffusionSampling(_Settings):
     """Settings that change the pixels of a diffusion generator, named as in diffusers.
 
     Example:
@@ -62,10 +64,6 @@ class DiffusionSampling:
         if self.scheduler not in SCHEDULERS:
             raise ValueError(f"Unknown scheduler {self.scheduler!r}; choose one of {', '.join(SCHEDULERS)}.")
 
-    def identity(self) -> dict[str, Any]:
-        """Return the fields as primitives, for reports and cards."""
-        return asdict(self)
-
     @property
     def cache_key(self) -> str:
         """Text that names these settings in caches of data sets; must never change."""
@@ -74,12 +72,8 @@ class DiffusionSampling:
 
 
 @dataclass(frozen=True)
-class StoredSampling:
+class StoredSampling(_Settings):
     """Sampling of stored images: nothing changes them."""
-
-    def identity(self) -> dict[str, Any]:
-        """Return no fields."""
-        return {}
 
     @property
     def cache_key(self) -> str:

@@ -73,9 +73,10 @@ def push(
         except errors.HFValidationError as error:
             raise PushError(f"{repo!r} is not a repo id: pass one such as 'me/generator'.") from error
         except Exception as error:  # of the Hub, of the disk, or whatever the HTTP client of the day raises
+            reason = str(error).rstrip(".")
             message = (
-                f"The push to {repo} failed: {error} The repo holds what it held before, or all of the new if only the "
-                "answer was lost. Log in with `hf auth login` or pass a token that may write there, check the name "
+                f"The push to {repo} failed: {reason}. The repo holds what it held before, or all of the new if only "
+                "the answer was lost. Log in with `hf auth login` or pass a token that may write there, check the name "
                 "and the network, and push again."
             )
             raise PushError(redact(message, token)) from printable_cause(error, token)

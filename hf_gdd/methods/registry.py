@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from hf_gdd import methods
@@ -80,14 +79,17 @@ def register_method(name: str, *, trainer: str, summary: str, paper: str | None 
             raise ValueError(f"Method {name!r} is registered by {known.config_class.__module__}: choose another name.")
         _METHODS[name] = Method(name, config_class, trainer, summary, paper)
         record = {"summary": summary} | ({"paper": paper} if paper else {})
-        config_class.methods = MappingProxyType({**config_class.methods, name: MappingProxyType(record)})
+        config_class.methods = {**config_class.methods, name: record}
         return config_class
 
     return register
 
 
 def all_methods() -> dict[str, Method]:
-    """Return every method by its name: those of this package, of entry points, and of imported plugins."""
+    """Return every registered method by its name.
+
+    They are those of this package, of entry points, and of imported plugins.
+    """
     _import_own()
     _import_others()
     return dict(_METHODS)
@@ -102,12 +104,16 @@ def find_method(name: str) -> Method:
     """
     known = all_methods()
     if name not in known:
-        raise ValueError(f"Unknown method {name!r}; choose one of {', '.join(known)}.")
+        remedy = "If a module of yours registers it, import that first (--plugin MODULE)."
+        raise ValueError(f"Unknown method {name!r}; choose one of {', '.join(known)}. {remedy}")
     return known[name]
 
 
 def builtin_classes() -> dict[str, str]:
-    """Return the modules of this package's trainers and configs, by class name; imports no trainer."""
+    """Return the modules of this package's trainers and configs, by class name.
+
+    No trainer is imported.
+    """
     _import_own()
     classes = {}
     for method in _METHODS.values():
@@ -127,7 +133,10 @@ def _import_own() -> None:
 
 @cache
 def _import_others() -> None:
-    """Import what other packages offer by entry points; one that fails is left out with a warning."""
+    """Import the methods that other packages offer by entry points.
+
+    One that fails is left out with a warning.
+    """
     for point in entry_points(group=ENTRY_POINTS):
         try:
             point.load()

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,14 +28,14 @@ _FORMER_PARTS = {"state": "at"}  # of checkpoints, in earlier versions
 
 
 class TrainerBase:
-    """Configuration, data and devices of a run, the hooks of a method, and its tools; `Trainer` adds the loop.
+    """Settings, data and devices of a run, hooks that a method fills, and its tools.
 
-    See `Trainer` for the arguments.
+    `Trainer` adds the loop, and documents the arguments.
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     presets: ClassVar[dict[str, TrainingConfig]] = {}  # `paper`, the default, is the config's defaults if not given
-    largest: ClassVar[int] = MAX_SIZE  # side of an image in pixels
+    max_image_size: ClassVar[int] = MAX_SIZE  # pixels a side
 
     def __init__(
         self,
@@ -52,18 +54,13 @@ class TrainerBase:
             logger.warning("The launcher's mixed precision is not used: it is the setting mixed_precision of the run.")
         self.processes, self.device = Processes(self.accelerator), self.accelerator.device
         keep_freed_memory(self.device)
-        self.whole = ImageTensors.from_dataset(
-            data,
-            image_column=self.config.image_column,
-            label_column=self.config.label_column,
-            image_size=self.config.image_size,
-            device=self.device,
-        )
-        self.whole.check_trainable(self.largest)
+        columns = {name: getattr(self.config, name) for name in ("image_column", "label_column", "image_size")}
+        self.full_data = ImageTensors.from_dataset(data, device=self.device, **columns)
+        self.full_data.check_trainable(self.max_image_size)
         self.dataset = str(data) if isinstance(data, (str, Path)) else None
-        self.data, self.held_out = self.whole, None  # a fit that validates holds a part out
+        self.data, self.held_out = self.full_data, None  # a fit that validates holds a part out
         self.run = RunFolder(output_dir, self.identity())
-        self.state, self.logging = TrainerState(), False
+        self.state, self.log_this_step = TrainerState(), False
         self.log: MetricsLog | None = None  # from `open` on
         self.bar: tqdm | None = None  # while `fit` runs
 
@@ -99,15 +96,28 @@ class TrainerBase:
         raise NotImplementedError
 
     def setup(self) -> dict[str, Any]:
-        """Build everything; returns all that changes while training, each with `state_dict` and `load_state_dict`."""
+        """Build everything.
+
+        Returns:
+            All that changes while training, by name, each with `state_dict` and `load_state_dict`.
+
+        """
         raise NotImplementedError
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """Take one step on this process's part of `next_rows`; returns scalars to log, still on the device."""
+        """Take one step on this process's part of a batch.
+
+        Args:
+            indices: this process's part of `next_indices`: row numbers of `self.data`, int64 [B / processes].
+
+        Returns:
+            Scalar tensors to log, by name, still on the device.
+
+        """
         raise NotImplementedError
 
     def to_generator(self) -> Generator:
-        """Return the generator as it is now, independent of the training."""
+        """Return a copy of the generator as it is now."""
         raise NotImplementedError
 
     # A method may override these.
@@ -118,14 +128,17 @@ class TrainerBase:
         return None
 
     def begin(self, stage: Stage) -> None:
-        """Prepare for a stage that is entered, not resumed in."""
+        """Prepare a stage that is entered, not resumed in."""
 
-    def next_rows(self, stage: Stage) -> Tensor:
-        """Return what the next step works on, of which each process takes a part: row numbers of `self.data`."""
+    def next_indices(self, stage: Stage) -> Tensor:
+        """Return the row numbers of the next step's whole batch, int64 [B].
+
+        Every process then takes its part.
+        """
         return self.batches.next(self._batch_size(stage))
 
-    def memory_setting(self, stage: Stage) -> tuple[str, int]:
-        """Return name and value of the setting that decides how much memory a step of this stage takes."""
+    def batch_size_setting(self, stage: Stage) -> tuple[str, int]:
+        """Return the setting to lower when memory runs out: its name and value."""
         return f"{stage.name}_batch_size", self._batch_size(stage)
 
     def picture(self) -> Any:
@@ -156,11 +169,16 @@ class TrainerBase:
         return stages[self.state.stage] if self.state.stage < len(stages) else None
 
     def hold_out(self, fraction: float | None) -> None:
-        """Hold out this part of every class for validation, which makes it another run; None holds out nothing."""
-        self.data, self.held_out = self.whole, None
+        """Hold out a part of every class for validation.
+
+        Args:
+            fraction: the part, between 0 and 1, which is a part of the run's identity; None holds out nothing.
+
+        """
+        self.data, self.held_out = self.full_data, None
         self.run.identity.pop("held_out", None)
         if fraction is not None:
-            self.data, self.held_out = self.whole.split(fraction, seed=self.config.seed)
+            self.data, self.held_out = self.full_data.split(fraction, seed=self.config.seed)
             self.run.identity["held_out"] = fraction
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,7 +194,7 @@ class TrainerBase:
             part.load_state_dict(state[key])
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes this run this run, as primitives; the run can be repeated from it."""
+        """Return the run's identity: trainer, data and settings that decide results."""
         return {
             "trainer": type(self).__name__,
             "dataset": self.dataset,
@@ -188,42 +206,49 @@ class TrainerBase:
     # Tools for methods.
 
     def training_record(self) -> dict[str, Any]:
-        """Return what a generator records of its training: settings, data, and the method's paper and summary."""
+        """Return the training record of a generator.
+
+        It holds settings, data, and the method's paper and summary.
+        """
         settings, start = self.config.identity(), self.start_point
         settings = start.describe(settings) if start else settings
         return settings | self.config.method_record() | {"source": self.data.source, "license": self.data.license}
 
     def epoch_stage(self, name: str) -> Stage:
-        """Return a stage by its settings `<name>_epochs`, `<name>_batch_size` and `<name>_lr`."""
-        epochs, size, lr = (getattr(self.config, f"{name}_{what}") for what in ("epochs", "batch_size", "lr"))
+        """Return a stage by its settings `<name>_epochs`, `_batch_size` and `_lr`."""
+        epochs, size, lr = (getattr(self.config, f"{name}_{field}") for field in ("epochs", "batch_size", "lr"))
         steps = epochs * max(1, len(self.data) // size)
         return Stage(name, min(steps, self.config.max_steps or steps), size, lr)
 
     def autocast(self) -> torch.autocast:
-        """Return the context of a forward pass in the run's precision; losses are taken in float32."""
+        """Return the context of a forward pass in the run's precision.
+
+        Losses are taken in float32.
+        """
         return autocast(self.device, self.config.mixed_precision)
 
     def update(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Take one optimizer step of `module` on `loss`, its gradients averaged over processes."""
+        """Take one optimizer step on `loss`, with gradients averaged over processes."""
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         self.processes.average_gradients(module.parameters())
         optimizer.step()
 
     def normal(self, rows: int, *shape: int) -> Tensor:
-        """Draw normal noise [rows, *shape]: this process's part of what all draw."""
-        size = (rows * self.processes.count, *shape)
-        return self.processes.part(torch.randn(size, generator=self.random.rng, device=self.device))
+        """Draw normal noise [rows, *shape]: this process's part of a joint draw."""
+        return self._draw(torch.randn, rows, *shape)
 
     def uniform(self, rows: int) -> Tensor:
-        """Draw numbers in [0, 1), [rows]: this process's part of what all draw."""
-        size = (rows * self.processes.count,)
-        return self.processes.part(torch.rand(size, generator=self.random.rng, device=self.device))
+        """Draw numbers in [0, 1), [rows]: this process's part of a joint draw."""
+        return self._draw(torch.rand, rows)
 
     def integers(self, high: int, rows: int) -> Tensor:
-        """Draw integers in [0, high), [rows]: this process's part of what all draw."""
-        size = (rows * self.processes.count,)
-        return self.processes.part(torch.randint(high, size, generator=self.random.rng, device=self.device))
+        """Draw integers in [0, high), [rows]: this process's part of a joint draw."""
+        return self._draw(partial(torch.randint, high), rows)
+
+    def _draw(self, function: Callable[..., Tensor], rows: int, *shape: int) -> Tensor:
+        size = (rows * self.processes.count, *shape)
+        return self.processes.local_part(function(size, generator=self.random.rng, device=self.device))
 
     def _batch_size(self, stage: Stage) -> int:
         return min(stage.batch_size, len(self.data))

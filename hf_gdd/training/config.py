@@ -1,7 +1,7 @@
 """Base training config: options shared by all methods, validated on construction."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -75,10 +75,7 @@ class TrainingConfig:
     methods: ClassVar[Mapping[str, Mapping[str, str]]] = {}  # records of the methods registered with this class
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints"):
-            require_positive(self, name)
-        if self.max_steps is not None:
-            require_positive(self, "max_steps")
+        require_positive(self, "log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "max_steps")
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 require_choice(self, name, get_args(hint))
@@ -105,7 +102,7 @@ class TrainingConfig:
         return cls().changed(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
     def identity(self) -> dict[str, Any]:
-        """Return what is computed, as primitives."""
+        """Return the settings that decide results, as primitives."""
         return {name: value for name, value in asdict(self).items() if name not in BOOKKEEPING}
 
     def method_record(self) -> Mapping[str, str]:
@@ -118,10 +115,25 @@ def rename_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
-def require_positive(config: Any, name: str) -> None:
-    """Refuse a field that is not above 0 and finite."""
-    if not 0 < getattr(config, name) < math.inf:
-        raise ValueError(f"{name} is {getattr(config, name)}; it must be positive.")
+def require_positive(config: Any, *names: str) -> None:
+    """Refuse fields that are not above 0 and finite; None passes."""
+    _require(config, names, lambda value: 0 < value < math.inf, "it must be positive")
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    """Refuse fields that are below 0 or not finite."""
+    _require(config, names, lambda value: 0 <= value < math.inf, "it must not be negative; 0 switches it off")
+
+
+def require_share(config: Any, *names: str) -> None:
+    """Refuse fields that do not lie in [0, 1)."""
+    _require(config, names, lambda value: 0 <= value < 1, "it must lie in [0, 1)")
+
+
+def _require(config: Any, names: Sequence[str], fits: Callable[[float], bool], remedy: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) is not None and not fits(value):
+            raise ValueError(f"{name} is {value}; {remedy}.")
 
 
 def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:

@@ -1,4 +1,7 @@
-"""Train with several processes as one: each draws the same for the whole batch, then takes its part."""
+"""Train with several processes as one.
+
+Each process makes the same random draws for the whole batch, then takes its part.
+"""
 
 import signal
 import time
@@ -35,22 +38,23 @@ class Processes:
                 "ACCELERATE_USE_CPU=true to train on CPUs; without a launcher unset WORLD_SIZE."
             )
         self.accelerator = accelerator
-        self.count, self.main = accelerator.num_processes, accelerator.is_main_process
+        self.count, self.is_main = accelerator.num_processes, accelerator.is_main_process
         self.index = accelerator.process_index
         self._steps, self._enough, self._asked = 0, 1, time.perf_counter()  # steps since ranks synchronized
 
-    def part(self, whole: Tensor) -> Tensor:
-        """Return the rows of this process."""
+    def local_part(self, whole: Tensor) -> Tensor:
+        """Return this process's rows of a tensor that all processes have."""
         return whole.tensor_split(self.count)[self.index]
 
-    def gathered(self, part: Tensor) -> Tensor:
-        """Return the rows of all processes, differentiable: for losses that are not means over rows."""
-        if self.count == 1:
-            return part
-        return _Gathered.apply(part)
+    def gather(self, part: Tensor) -> Tensor:
+        """Return the rows of all processes, differentiable.
+
+        Losses that are not means over rows need them.
+        """
+        return part if self.count == 1 else _Gathered.apply(part)
 
     def joint_moments(self) -> AbstractContextManager:
-        """Return a context in which BatchNorm uses the moments of the whole batch, differentiable."""
+        """Return a context in which BatchNorm uses the moments of the whole batch."""
         return nullcontext() if self.count == 1 else _JointMoments(self.count)
 
     def mean(self, tensor: Tensor) -> Tensor:
@@ -66,14 +70,17 @@ class Processes:
         for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def collected(self, mine: list[Any]) -> list[Any]:
-        """Return the items of all processes, in the order of processes; tensors must be in host memory."""
+    def gather_objects(self, mine: list[Any]) -> list[Any]:
+        """Return the items of all processes, in the order of processes.
+
+        Tensors among them must be in host memory.
+        """
         return mine if self.count == 1 else gather_object(mine)
 
     def agreed_stop(self, received: list[int], ask: bool = False) -> int | None:
-        """Return the signal on which all ranks stop together, or None. Call after every step.
+        """Return the signal on which all ranks stop together, or None.
 
-        Ranks synchronize every five seconds: a launcher kills processes that do not end soon.
+        Call it after every step. Ranks synchronize every five seconds: a launcher kills processes that do not end soon.
 
         Args:
             received: signals of this process so far.
@@ -92,14 +99,19 @@ class Processes:
         return (received[0] if received else signal.SIGTERM) if stopping else None
 
     def on_main(self, action: Callable[[], None]) -> None:
-        """Run an action on the main process while the others wait; its ValueError is raised on all."""
+        """Run an action on the main process while the others wait.
+
+        Raises:
+            ValueError: the action raised one; it is raised on all processes.
+
+        """
         problem = None
         try:
-            if self.main:
+            if self.is_main:
                 action()
         except ValueError as error:
             problem = error
-        for text in self.collected([problem and str(problem)]):
+        for text in self.gather_objects([problem and str(problem)]):
             if text:
                 raise ValueError(text) from problem
 
@@ -138,7 +150,9 @@ class _Gathered(torch.autograd.Function):
 
 
 class _JointMoments(TorchFunctionMode):
-    """Replace `F.batch_norm` in train mode; torch's own SyncBatchNorm takes no tensors in host memory.
+    """Replace `F.batch_norm` in train mode by one over all processes.
+
+    torch's own SyncBatchNorm takes no tensors in host memory.
 
     Args:
         count: number of processes, with equal parts of the batch.
@@ -163,7 +177,7 @@ class _JointMoments(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """Compute `F.batch_norm` with means and variances over all processes' images [B, C, ...]."""
+        """Normalize [B, C, ...] with moments over the images of all processes."""
         if not training:
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         dims = [dim for dim in range(x.ndim) if dim != 1]

@@ -1,4 +1,4 @@
-"""Turn out-of-memory, disk-full and lost-process errors into messages that say how to resume."""
+"""Turn memory, disk and process failures into messages that say how to resume."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def lost_process(error: BaseException) -> bool:
 
 @contextmanager
 def explain_failures(trainer: "TrainerBase") -> Iterator[None]:
-    """Raise `RunError` with cause and remedy where memory, disk or another process failed.
+    """Raise `RunError` with a remedy where memory, disk or another process failed.
 
     Raises:
         RunError: memory or disk space ran out, or another process is gone.
@@ -50,7 +50,7 @@ def explain_failures(trainer: "TrainerBase") -> Iterator[None]:
         if out_of_memory(error):
             remedy = "Give it more, or a smaller model."
             if trainer.log and trainer.stage:
-                name, size = trainer.memory_setting(trainer.stage)
+                name, size = trainer.batch_size_setting(trainer.stage)
                 smaller = size // 2 // processes * processes
                 remedy = f"It was with {name}={size}: "
                 remedy += f"try {name}={smaller} in a new output_dir." if smaller else "only a smaller model would fit."

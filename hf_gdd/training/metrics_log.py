@@ -1,4 +1,4 @@
-"""Metrics of a run: fetched rarely, always checked for finiteness, saved as JSON lines and curves."""
+"""Metrics of a run: fetched rarely, checked for finiteness, logged and plotted."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from hf_gdd.utils.plotting import plot_losses
 
 
 class MetricsLog:
-    """Collect scalars on the device and bring them to the host in one transfer per `flush`.
+    """Collect scalars on the device; `flush` fetches them in one transfer.
 
     Args:
         run: folder that lines and curves are written to.
@@ -48,11 +48,14 @@ class MetricsLog:
             self.pending = []
 
     def flush(self, stage: str, seconds: float) -> dict[str, Any]:
-        """Log the means since the last flush; returns the record, empty if there was nothing.
+        """Log the means since the last flush.
 
         Args:
             stage: name of the stage.
             seconds: training time of the run so far.
+
+        Returns:
+            The record that was logged; empty if there was nothing.
 
         Raises:
             NonFiniteLossError: naming the first step and term that are not finite.
@@ -110,9 +113,9 @@ def gradient_shares(terms: Mapping[str, Tensor], images: Tensor) -> dict[str, Te
 
 
 def non_finite_part(parts: Mapping[str, Any], reduce: Callable[[Tensor], Tensor]) -> str | None:
-    """Return the name of the first module with a weight that is not finite, on any process; None if all are finite.
+    """Return the name of the first module with a non-finite weight, or None.
 
-    The gradient of a finite loss can spoil weights, so losses alone do not tell.
+    Weights of all processes count. The gradient of a finite loss can spoil weights, so losses alone do not tell.
 
     Args:
         parts: what a run tracks, by name; only modules are looked at.

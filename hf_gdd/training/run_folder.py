@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, metrics and checkpoints, safe against kills and second processes."""
+"""The folder of a run, safe against kills and second processes."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ class RunFolder:
             )
 
     def lock(self) -> None:
-        """Keep other processes out of the folder until `unlock`, or the end of this process.
+        """Keep other processes out until `unlock`, or the end of this process.
 
         Raises:
             ValueError: another process trains in it, or it cannot be written.
@@ -85,7 +85,10 @@ class RunFolder:
             raise ValueError(f"Cannot write to the output folder {self.path} ({error}): choose another.") from error
 
     def unlock(self) -> None:
-        """Let other processes use the folder; if it was created for nothing, it is removed."""
+        """Let other processes use the folder.
+
+        A folder that `lock` created and nothing was written to is removed.
+        """
         if not self._lock.is_locked:
             return
         with suppress(OSError):  # the folder may be gone, or in use by another process
@@ -123,7 +126,12 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def records(self, until: int | None = None) -> list[dict[str, Any]]:
-        """Return the metrics logged so far; with `until`, delete those after that step first."""
+        """Return the metrics logged so far.
+
+        Args:
+            until: a step; what was logged after it is deleted first.
+
+        """
         path = self.path / METRICS_FILE
         lines = path.read_text().splitlines() if path.exists() else []
         records = [json.loads(line) for line in lines if line.endswith("}")]  # a kill can cut the last line short
@@ -133,7 +141,12 @@ class RunFolder:
         return records
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
-        """Write a checkpoint whole or not at all; only the newest `keep` remain, or one if the disk is full.
+        """Write a checkpoint whole or not at all, and delete old ones.
+
+        Args:
+            step: steps taken in all stages.
+            state: tensors and primitives.
+            keep: how many remain, the newest; only one if the disk is full.
 
         Raises:
             OSError: it cannot be written.
@@ -158,7 +171,7 @@ class RunFolder:
         return next(reversed(self._checkpoints()), None)
 
     def last_checkpoint(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """Return the newest checkpoint that can be read, or None; warns of one that cannot."""
+        """Return the newest readable checkpoint, or None; warn of unreadable ones."""
         for path in reversed(self._checkpoints()):
             try:
                 return load_state(path, device)
@@ -176,7 +189,9 @@ def stage_file(path: str | Path, stage: str) -> Path:
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """Read the identity of a run from its folder, or from a YAML or JSON file; settings get their present names.
+    """Read the identity of a run from its folder, or from a YAML or JSON file.
+
+    Settings of earlier versions get their present names.
 
     Raises:
         ValueError: there is none, or it is not one.
@@ -204,7 +219,7 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _differences(mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List `name (now 1, there 2)` for every value that differs; nested names are dotted."""
+    """List `name (now 1, there 2)` for each differing value; nested names are dotted."""
     changed = []
     for name in dict.fromkeys([*mine, *other]):
         a, b = mine.get(name), other.get(name)

@@ -35,7 +35,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of stopping at once; the same signal again stops at once.
+    """Collect SIGINT and SIGTERM; only the same signal again stops at once.
 
     Yields:
         The signals received so far.

@@ -17,17 +17,17 @@ class StartPoint:
     Attributes:
         folder: the run's folder.
         stage: the last stage that is taken over.
-        settings: names of settings that shape these stages, which must be equal.
-        parts: names of the tracked parts that are taken over.
-        lengths: names of settings that say how long these stages were.
+        equal_settings: names of settings that shape these stages, which must be equal.
+        restored_parts: names of the tracked parts that are taken over.
+        length_settings: names of settings that say how long these stages were.
 
     """
 
     folder: str
     stage: str
-    settings: tuple[str, ...]
-    parts: frozenset[str]
-    lengths: tuple[str, ...]
+    equal_settings: tuple[str, ...]
+    restored_parts: frozenset[str]
+    length_settings: tuple[str, ...]
 
     def load(self, identity: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         """Return the state at the end of the stage.
@@ -40,20 +40,27 @@ class StartPoint:
             ValueError: the run is of another method, on other data, had other settings, or has not finished the stage.
 
         """
-        other, place = read_run(self.folder), f"start_from={self.folder!r}"
-        for name in ("trainer", "fingerprint", "held_out"):
+        other, label = read_run(self.folder), f"start_from={self.folder!r}"
+        remedies = {
+            "trainer": "pass a run of the same method",
+            "fingerprint": "pass one on the same data",
+            "held_out": "train both with `validate` and an equal held_out, or both without",
+        }
+        for name, remedy in remedies.items():
             if other.get(name) != identity.get(name):
-                raise ValueError(f"{place} is a run with another {name}; pass one on the same data.")
-        for name in self.settings:
+                raise ValueError(f"{label} is a run with another {name}: {remedy}.")
+        for name in self.equal_settings:
             theirs, mine = other["config"].get(name), identity["config"][name]
             if theirs != mine:
-                raise ValueError(f"{place} was trained with {name}={theirs!r}, not {mine!r}: its stages are others.")
+                raise ValueError(
+                    f"{label} was trained with {name}={theirs!r}, not {mine!r}: so its first stages cannot be reused."
+                )
         if not stage_file(self.folder, self.stage).is_file():
-            raise ValueError(f"{place} has not finished stage {self.stage!r}: resume it first.")
+            raise ValueError(f"{label} has not finished stage {self.stage!r}: resume it first.")
         return load_state(stage_file(self.folder, self.stage), device)
 
     def describe(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return settings of a run that started here, with the lengths of the stages taken over instead of its own."""
-        config = read_run(self.folder)["config"]
-        first = {name: config.get(name) for name in (*self.lengths, "max_steps")}
-        return {name: value for name, value in settings.items() if name not in self.lengths} | {"start_from": first}
+        """Replace the lengths of skipped stages by those of the run they came from."""
+        config, lengths = read_run(self.folder)["config"], self.length_settings
+        first = {name: config.get(name) for name in (*lengths, "max_steps")}
+        return {name: value for name, value in settings.items() if name not in lengths} | {"start_from": first}

@@ -39,8 +39,10 @@ class TrainerState:
         vars(self).update({_FORMER_NAMES.get(name, name): value for name, value in state.items()})
 
 
-class Batches:
-    """Row numbers of one epoch after another, each a fresh permutation without its incomplete last batch.
+class BatchSampler:
+    """Row numbers for the batches of one epoch after another.
+
+    Each epoch is a fresh permutation without its incomplete last batch.
 
     Args:
         rows: number of rows in the data set.
@@ -53,7 +55,7 @@ class Batches:
         self.order, self.position = torch.empty(0, dtype=torch.int64), 0
 
     def next(self, size: int) -> Tensor:
-        """Return the next `size` row numbers."""
+        """Return the next `size` row numbers, int64 [size]."""
         if self.ends(size):
             rng = self.random.rng
             self.order = torch.randperm(self.rows, generator=rng, device=rng.device)

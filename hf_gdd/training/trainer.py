@@ -1,13 +1,10 @@
-"""The one training loop: stages, progress, metrics, pictures, checkpoints, exact resume, clean stops."""
+"""The training loop of every method: stages, metrics, checkpoints, exact resume."""
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.data.image_tensors import ImageTensors
@@ -18,8 +15,9 @@ from hf_gdd.training.errors import explain_failures
 from hf_gdd.training.metrics_log import MetricsLog, non_finite_part
 from hf_gdd.training.run_folder import stage_file
 from hf_gdd.training.signals import Interrupted, stop_signals
-from hf_gdd.training.state import Batches, TrainerState
+from hf_gdd.training.state import BatchSampler, TrainerState
 from hf_gdd.utils.io import save_state
+from hf_gdd.utils.progress import progress_bar
 from hf_gdd.utils.random import Random
 
 logger = logging.getLogger("hf_gdd")
@@ -44,7 +42,7 @@ class Trainer(TrainerBase):
         trainer = GlobalLocalTrainer("digits", preset="tiny", output_dir="runs/digits")
         generator = trainer.fit()
 
-    To drive the loop yourself:
+        # Or, instead of fit, a loop of your own:
         trainer.open()
         while trainer.advance():
             print(trainer.state.global_step)
@@ -59,7 +57,9 @@ class Trainer(TrainerBase):
         every: int | None = None,
         held_out: float = 0.1,
     ) -> Generator:
-        """Train, or continue where this run stopped, and save the generator to `<output_dir>/generator`.
+        """Train or resume, and save the generator to `<output_dir>/generator`.
+
+        The folder is locked meanwhile, and released at the end, also after an error.
 
         Args:
             validate: scores a generator on held-out training images, higher is better; the best is returned rather
@@ -71,18 +71,21 @@ class Trainer(TrainerBase):
             NonFiniteLossError: a loss became infinite or not a number.
             RunError: no memory or disk space was left, or another process of the run is gone.
             Interrupted: SIGINT or SIGTERM came; the run can be resumed.
+            LoadError: a pretrained model cannot be loaded.
             ValueError: the folder holds another run or is in use, or the run would fail later.
 
         """
         with explain_failures(self):
             try:
                 self.open(held_out if validate else None)
-                with self._progress_bar(), stop_signals() as received:
+                total, done = sum(stage.steps for stage in self.stages), self.state.global_step
+                bar = progress_bar(self.processes.is_main, total=total, initial=done, unit="step")
+                with bar as self.bar, stop_signals() as received:
                     while self.advance():
                         stage, last = self.stage, self.state.stage == len(self.stages) - 1
                         if validate and last and self._due(every or stage.steps):
                             self._select(validate)
-                        signum = self.processes.agreed_stop(received, ask=self.logging)
+                        signum = self.processes.agreed_stop(received, ask=self.log_this_step)
                         if signum or self._due(self.config.checkpoint_every):
                             self.save_checkpoint()
                         if signum:
@@ -94,12 +97,16 @@ class Trainer(TrainerBase):
                 self.close()
 
     def open(self, held_out: float | None = None) -> None:
-        """Check and lock the folder, build everything, and restore the last checkpoint if there is one.
+        """Lock the folder, build everything, and restore the last checkpoint if any.
+
+        `close` unlocks the folder; so does an error in here. Only `fit` explains failures of memory, disk and processes
+        by a `RunError`.
 
         Args:
             held_out: part of every class to hold out for validation; None for none.
 
         Raises:
+            LoadError: a pretrained model cannot be loaded.
             ValueError: the folder holds another run, is in use, or the run would fail later.
 
         """
@@ -111,7 +118,7 @@ class Trainer(TrainerBase):
         try:
             self._build()
             self.accelerator.init_trackers("hf_gdd", config={k: str(v) for k, v in asdict(self.config).items()})
-            self.log = MetricsLog(self.run, self.processes.main, self.accelerator.log, self.processes.mean)
+            self.log = MetricsLog(self.run, self.processes.is_main, self.accelerator.log, self.processes.mean)
             self.log.resume(self.state.global_step, self.state.seconds)
         except BaseException:
             self.close()
@@ -120,45 +127,49 @@ class Trainer(TrainerBase):
     def _build(self) -> None:
         checkpoint = self.run.last_checkpoint(self.device)
         start = None if checkpoint else self.start_point
-        taken = start.load(self.run.identity, self.device) if start else {}
+        restored = start.load(self.run.identity, self.device) if start else {}
         self.random, self.state = Random(self.config.seed, self.device), TrainerState()
-        self.batches = Batches(len(self.data), self.random)
+        self.batches = BatchSampler(len(self.data), self.random)
         self.tracked = {"random": self.random, "batches": self.batches, "state": self.state} | self.setup()
         self.processes.on_main(self.run.claim)
         if checkpoint:
             self.load_state_dict(checkpoint)
             logger.info("Resuming %s after step %d.", self.run.path, self.state.global_step)
             return
-        for name in start.parts & self.tracked.keys() if start else ():
-            self.tracked[name].load_state_dict(taken[name])
+        for name in start.restored_parts & self.tracked.keys() if start else ():
+            self.tracked[name].load_state_dict(restored[name])
         if self.stages:
             self.begin(self.stages[0])
 
     def advance(self) -> bool:
-        """Take one step, log it and save pictures when they are due; False if no step is left.
+        """Take one step, log it, and save pictures when they are due.
 
         The end of a stage is saved, and the next one begun, before the step that follows.
+
+        Returns:
+            False if no step is left.
+
         """
         while self.stage and self.state.step >= self.stage.steps:
             self._finish_stage()
         if self.stage is None:
             return False
         started = time.perf_counter()
-        indices = self.next_rows(self.stage)
-        self.logging = self._due(self.config.log_every, ahead=1)
-        metrics = self.step(self.processes.part(indices))
+        indices = self.next_indices(self.stage)
+        self.log_this_step = self._due(self.config.log_every, ahead=1)
+        metrics = self.step(self.processes.local_part(indices))
         self.state.step += 1
         self.state.global_step += 1
         self.log.add(self.state.global_step, indices.numel(), metrics)
-        if self.logging:
+        if self.log_this_step:
             self.log.fetch()  # waits for the device, so that its time is counted
         self.state.seconds += time.perf_counter() - started
         if self.bar is not None:
             self.bar.set_description(f"{self.stage.name} ({self.state.stage + 1}/{len(self.stages)})", refresh=False)
             self.bar.update()
-        if self.logging:
+        if self.log_this_step:
             self._flush()
-        if self._due(self.config.picture_every) and self.processes.main:
+        if self._due(self.config.picture_every) and self.processes.is_main:
             self.save_pictures()
         return True
 
@@ -176,12 +187,12 @@ class Trainer(TrainerBase):
                 f"checkpoint is {self._last_good()}. Lower the learning rate, in a new output_dir."
             )
         state = self.state_dict()  # for which processes may need each other
-        if self.processes.main:
+        if self.processes.is_main:
             self.run.save_checkpoint(self.state.global_step, state, keep=self.config.keep_checkpoints)
 
     def close(self) -> None:
         """Release the folder for other processes."""
-        if self.processes.main:
+        if self.processes.is_main:
             self.run.unlock()
 
     def _due(self, every: int, ahead: int = 0) -> bool:
@@ -208,7 +219,7 @@ class Trainer(TrainerBase):
     def _finish_stage(self) -> None:
         """Save the state at the end of a stage, and begin the next."""
         state = self.state_dict()
-        if self.processes.main:
+        if self.processes.is_main:
             save_state(stage_file(self.run.path, self.stage.name), state)
         self.state.stage, self.state.step = self.state.stage + 1, 0
         if self.stage:
@@ -221,14 +232,14 @@ class Trainer(TrainerBase):
         logger.info("Validation after step %d: %.4f.", self.state.global_step, score)
         if self.state.best is None or score > self.state.best:
             self.state.best = score
-            if self.processes.main:
+            if self.processes.is_main:
                 generator.save_pretrained(self.run.path / "best")
 
     def _save(self, best: bool) -> Generator:
         self.processes.wait()
-        place = self.run.path / "best"
-        generator = AutoGenerator.from_pretrained(place, device=self.device) if best else self.to_generator()
-        if self.processes.main:
+        folder = self.run.path / "best"
+        generator = AutoGenerator.from_pretrained(folder, device=self.device) if best else self.to_generator()
+        if self.processes.is_main:
             generator.save_pretrained(self.run.path / "generator")
         self.processes.wait()
         return generator
@@ -239,10 +250,3 @@ class Trainer(TrainerBase):
         folder.mkdir(exist_ok=True)
         self.picture().save(folder / f"step-{self.state.global_step:09d}.png")
         self.log.draw()
-
-    @contextmanager
-    def _progress_bar(self) -> Iterator[None]:
-        hidden = {} if self.processes.main else {"disable": True}
-        options = {"total": sum(stage.steps for stage in self.stages), "initial": self.state.global_step} | hidden
-        with tqdm(unit="step", dynamic_ncols=True, **options) as self.bar:
-            yield

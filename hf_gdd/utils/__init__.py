@@ -1,1 +1,1 @@
-"""Random numbers, files, devices and plots: helpers that know nothing of image sets."""
+"""Helpers for random numbers, files, devices and plots."""

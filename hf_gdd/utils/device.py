@@ -20,7 +20,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Cast reduced precision to float32: sums and means of bfloat16 are too coarse to be losses."""
+    """Cast reduced precision to float32.
+
+    Sums and means of bfloat16 are too coarse to be losses.
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -45,14 +48,17 @@ def keep_freed_memory(device: torch.device) -> bool:
 
 
 def launched() -> tuple[int, int]:
-    """Return the rank and the number of processes a launcher started, without joining a process group."""
+    """Return the rank and the number of processes that a launcher started.
+
+    It joins no process group.
+    """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def own_device() -> torch.device:
-    """Return the GPU a launcher assigned to this process, else the current GPU, else the CPU.
+    """Return the GPU that a launcher assigned, else the current GPU, else the CPU.
 
     Raises:
         ValueError: more processes were launched than there are GPUs.
@@ -68,7 +74,10 @@ def own_device() -> torch.device:
 
 @contextmanager
 def default_dtype_restored() -> Iterator[None]:
-    """Restore torch's default dtype, which diffusers leaves changed when it fails to load a model."""
+    """Restore torch's default dtype when the block ends.
+
+    diffusers leaves it changed when it fails to load a model.
+    """
     before = torch.get_default_dtype()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all, and read checkpoints without running code."""
+"""Write files and folders whole or not at all, and read checkpoints safely."""
 
 import ctypes
 import errno
@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 if TYPE_CHECKING:  # it takes a second to import, and reports need no tensors
     import torch
 
-_STALE = 3600  # seconds after which a folder of no process here is remains; another machine may still write to it
+# Age in seconds after which staging of a dead process is deleted; a process of another machine looks dead from here.
+_STALE = 3600
 
 
 def disk_full(error: BaseException | None) -> bool:
@@ -32,7 +33,7 @@ def disk_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` when the block ends, and is removed if it fails.
+    """Open a file that replaces `path` when the block ends; a failure removes it.
 
     A reader, or a process killed at any moment, sees the old file or the new one, never a part.
 
@@ -54,15 +55,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(content)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
-    write_bytes(path, text.encode())
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, content: Any, indent: int = 2) -> None:
@@ -124,9 +120,9 @@ def atomic_folder(target: Path, replaced: Callable[[str], bool]) -> Iterator[Pat
         raise NotADirectoryError(f"{target} is a file: choose another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_remains(target)
-    fixed = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK | os.X_OK))
+    in_place = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK | os.X_OK))
     name = f".{target.name}.{os.getpid()}.{uuid4().hex[:8]}.part"
-    staging = target / name if fixed else target.with_name(name)
+    staging = target / name if in_place else target.with_name(name)
     staging.mkdir()
     try:
         yield staging
@@ -134,7 +130,7 @@ def atomic_folder(target: Path, replaced: Callable[[str], bool]) -> Iterator[Pat
             if path.is_file():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-        if fixed:
+        if in_place:
             _move_files(staging, target, replaced)
         else:
             _add_other_files(staging, target, replaced)
@@ -174,7 +170,7 @@ def _move_files(staging: Path, target: Path, replaced: Callable[[str], bool]) ->
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Give two folders each other's names in one step where the system can; `old` may be absent."""
+    """Swap two folders in one step where the system can; `old` may be absent."""
     here = _working_folder()
     if not old.exists():
         os.rename(new, old)
@@ -200,7 +196,7 @@ def _working_folder() -> Path | None:
 
 
 def _renameat2(a: Path, b: Path) -> bool:
-    """Exchange two names by Linux's renameat2; False where there is no such call."""
+    """Exchange two names by Linux's renameat2; return False where it is missing."""
     try:
         call = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):
@@ -209,16 +205,19 @@ def _renameat2(a: Path, b: Path) -> bool:
     return call(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
-def _link(source: Path, place: Path) -> None:
-    """Put a file in a second place, without a copy where the file system can."""
+def _link(source: Path, path: Path) -> None:
+    """Give a file a second path, without a copy where the file system can."""
     try:
-        os.link(source, place, follow_symlinks=False)
+        os.link(source, path, follow_symlinks=False)
     except OSError:
-        shutil.copy2(source, place, follow_symlinks=False)
+        shutil.copy2(source, path, follow_symlinks=False)
 
 
 def _clear_remains(target: Path) -> None:
-    """Restore or remove what killed processes of this machine left when they were writing the same folder."""
+    """Clean up after killed writers of the same folder.
+
+    A folder that was caught between two renames gets its name back. Old staging of dead processes is deleted.
+    """
     pattern = f".{glob.escape(target.name)}.*.part*"
     for path in (*target.parent.glob(pattern), *target.glob(pattern)):
         pid = path.name.removesuffix(".old").split(".")[-3]
@@ -234,10 +233,8 @@ def _clear_remains(target: Path) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

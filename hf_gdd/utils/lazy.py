@@ -6,7 +6,7 @@ from typing import Any
 
 
 def lazy_names(package: str, **modules: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a package's `__getattr__` and `__dir__` (PEP 562) for names that its modules define.
+    """Return a package's `__getattr__` and `__dir__` for its modules' names (PEP 562).
 
     Args:
         package: dotted name of the package.

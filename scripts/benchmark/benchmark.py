@@ -30,11 +30,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -50,6 +50,7 @@ PAGE = HERE.parents[1] / "docs" / "benchmark.md"
 DESCRIBE = "git describe --always --dirty --abbrev=40 --exclude='*'"
 WORKERS = (0, 2, 4, 8)  # of the reference's loaders, as far as there are cores; the fastest is taken
 PRESETS = {"gan": ("paper", "fast"), "match": ("paper", "fast")}  # of ours, one row each; other paths have one row
+LEAST = 1.0  # seconds of one measurement, which repeats shorter calls
 PRECISIONS = {"no": "fp32", "bf16": "bf16"}
 
 
@@ -77,7 +78,6 @@ SIDES: dict[str, tuple[Callable[[], Any], torch.device, int]] = {}
 
 def begin(folder: str, settings: dict[str, Any], path: str, ours: dict[str, Any] | None) -> dict[str, Any]:
     """Build and warm up one side of a path: ours with these settings, or the reference."""
-    torch.set_num_threads(settings["threads"])
     paths = HotPaths(settings["size"], folder)
     case, device, tried = getattr(paths, path)(), paths.device, {}
     if ours is None and case.loads:
@@ -87,11 +87,10 @@ def begin(folder: str, settings: dict[str, Any], path: str, ours: dict[str, Any]
     if ours is None:
         restore_malloc()
     cycle = getattr(call, "cycle", 1)
-    times = math.ceil(settings["least"] / max(seconds(call, device, cycle), 1e-9))  # which also warms up
+    times = math.ceil(LEAST / max(seconds(call, device, cycle), 1e-9))  # which also warms up
     times = math.ceil(max(times, 1) / cycle) * cycle
     SIDES[folder] = call, device, times
-    workers = best if case.loads else None
-    return {"times": times, "images": case.images, "workers": workers, "worker_seconds": tried}
+    return {"images": case.images, "workers": best if case.loads else None, "worker_seconds": tried}
 
 
 def restore_malloc() -> None:
@@ -113,24 +112,20 @@ def process() -> Iterator[Callable[..., Any]]:
         yield lambda function, *args: pool.submit(function, *args).result()
 
 
-def measure(settings: dict[str, Any], path: str) -> Iterator[dict[str, Any]]:
-    """Measure one path: yields a row for every preset, each beside the reference.
+def measure(settings: dict[str, Any], path: str, preset: str) -> dict[str, Any]:
+    """Measure one path with a preset of ours, beside the reference, by turns.
 
     The processes are separate because the library sets how a whole process keeps memory, which would help the
     reference too. Only one of them works at a time.
     """
     precision = "no" if path in ("materialize", "stream") else settings["precision"]  # which only sample
-    presets = PRESETS.get(path, ("paper",))
-    sides = [None, *({"preset": preset, "mixed_precision": precision} for preset in presets)]  # the reference is first
-    with TemporaryDirectory() as folder, ExitStack() as stack:
-        ask = [stack.enter_context(process()) for _ in sides]
-        folders = [mkdtemp(dir=folder) for _ in sides]
-        facts = [call(begin, own, settings, path, side) for call, own, side in zip(ask, folders, sides, strict=True)]
-        turns = [[call(turn, own) for call, own in zip(ask, folders, strict=True)] for _ in range(settings["repeats"])]
-    plain_seconds, *our_seconds = map(list, zip(*turns, strict=True))
-    for preset, fact, each in zip(presets, facts[1:], our_seconds, strict=True):
-        row = {"path": path, "variant": preset if path in PRESETS else "", "precision": precision, "seconds": each}
-        yield facts[0] | row | {"reference_seconds": plain_seconds, "times": fact["times"]}
+    row = {"path": path, "variant": preset if path in PRESETS else "", "precision": precision}
+    with TemporaryDirectory() as plain, TemporaryDirectory() as ours, process() as ask_plain, process() as ask_ours:
+        row |= ask_plain(begin, plain, settings, path, None)
+        ask_ours(begin, ours, settings, path, {"preset": preset, "mixed_precision": precision})
+        turns = [(ask_plain(turn, plain), ask_ours(turn, ours)) for _ in range(settings["repeats"])]
+    row["reference_seconds"], row["seconds"] = map(list, zip(*turns, strict=True))
+    return row
 
 
 def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
@@ -180,8 +175,6 @@ def main(
     size: Literal["paper", "tiny"] = "paper",
     precision: Literal["no", "bf16"] = "no",
     repeats: int = 5,
-    least: float = 1.0,
-    threads: int | None = None,
     out: Path = Path("benchmark.json"),
     page: bool = False,
 ) -> None:
@@ -192,8 +185,6 @@ def main(
         size: sizes of networks and batches; `tiny` only shows that everything runs.
         precision: precision of ours; the reference is always in float32.
         repeats: how often ours and the reference take turns.
-        least: shortest time of one measurement in seconds.
-        threads: threads of torch.
         out: JSON file to write.
         page: only write docs/benchmark.md from the stored measurement.
 
@@ -201,11 +192,11 @@ def main(
     if page:
         write_text(PAGE, render_page())
         return
-    settings = {"size": size, "precision": precision, "repeats": repeats, "least": least}
-    record = circumstances(settings | {"threads": threads or torch.get_num_threads()})
+    settings = {"size": size, "precision": precision, "repeats": repeats, "threads": torch.get_num_threads()}
+    record = circumstances(settings)
     for path in paths:
-        for row in measure(record["settings"], path):
-            record["paths"].append(row)
+        for preset in PRESETS.get(path, ("paper",)):
+            record["paths"].append(measure(settings, path, preset))
             write_json(out, record, indent=1)  # a run that is stopped keeps what it measured
     print(table(record))
 

@@ -165,12 +165,7 @@ class HotPaths:
 
         def reference(workers: int) -> plain_reference.MemoryStep:
             step = plain_reference.MemoryStep(start, loader(data, size, workers, flip=True))
-
-            def remember(pred_x0: torch.Tensor, clean: torch.Tensor, labels: torch.Tensor) -> None:
-                step.remember(step.real, start.config.real_memory, clean, labels)
-                step.remember(step.generated, start.config.gen_memory, pred_x0, labels)
-
-            fill(remember, start, size)
+            fill(step.remember, start, size)
             return step
 
         return Case(size, ours, reference)

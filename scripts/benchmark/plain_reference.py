@@ -8,7 +8,7 @@ beside the papers' code as one file.
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_gdd import DiffusionMemoryTrainer, GlobalLocalTrainer, ImageTensors, PredictionMatchingTrainer, Recipe
 from hf_gdd.classifiers.augment import Augment
-from hf_gdd.data.normalization import Normalize
 from hf_gdd.generators.dit_pipeline import NULL_CLASS
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.methods.diffusion_memory.losses import variance_bound
@@ -47,8 +46,7 @@ class Pictures(Dataset):
 
 def loader(data: ImageTensors, batch_size: int, workers: int, *, drop_last: bool = True, flip: bool = False) -> Any:
     """Load shuffled batches of images in [-1, 1] and labels."""
-    pin = data.device.type == "cuda"
-    options = {"num_workers": workers, "drop_last": drop_last, "pin_memory": pin}
+    options = {"num_workers": workers, "drop_last": drop_last, "pin_memory": data.device.type == "cuda"}
     return DataLoader(Pictures(data, flip), batch_size, shuffle=True, **options)
 
 
@@ -69,10 +67,8 @@ class GanStep:
     def __init__(self, trainer: GlobalLocalTrainer, batches: Any, lr: float) -> None:
         self.generator, self.discriminator = plain(trainer.generator), plain(trainer.discriminator)
         self.config, self.device, self.endless = trainer.config, trainer.device, endless(batches)
-        self.optimizer_g, self.optimizer_d = (
-            torch.optim.Adam(network.parameters(), lr=lr, betas=(0.0, 0.9))
-            for network in (self.generator, self.discriminator)
-        )
+        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), lr=lr, betas=(0.0, 0.9))
+        self.optimizer_d = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.0, 0.9))
 
     def __call__(self) -> dict[str, float]:
         """Take one step on the next batch."""
@@ -185,8 +181,7 @@ class MemoryStep:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.transformer.parameters(), strict=True):
                 mean.mul_(self.config.ema_decay).add_(now, alpha=1 - self.config.ema_decay)
-            self.remember(self.real, self.config.real_memory, clean, labels)
-            self.remember(self.generated, self.config.gen_memory, pred_x0, labels)
+            self.remember(pred_x0, clean, labels)
         return {"loss": loss.item()}
 
     def memory_terms(self, pred_x0: Tensor, labels: Tensor) -> Tensor | float:
@@ -199,9 +194,10 @@ class MemoryStep:
                 terms = terms + self.config.gen_weight * cosines(mine, self.generated[label]).max() / len(present)
         return terms
 
-    def remember(self, memory: dict[int, list[Tensor]], capacity: int, latents: Tensor, labels: Tensor) -> None:
-        """Add a batch; of a class with too many members, the one most similar to all others leaves."""
-        for label in labels.unique().tolist():
+    def remember(self, pred_x0: Tensor, clean: Tensor, labels: Tensor) -> None:
+        """Add a batch to both memories; of a class with too many members, the one most similar to all others leaves."""
+        real, generated = (self.real, clean, self.config.real_memory), (self.generated, pred_x0, self.config.gen_memory)
+        for (memory, latents, capacity), label in product((real, generated), labels.unique().tolist()):
             memory[label] += list(latents[labels == label].flatten(1).clone())
             while len(memory[label]) > capacity:
                 held = torch.stack(memory[label])
@@ -225,7 +221,7 @@ class PredictionStep:
 
     def __call__(self) -> dict[str, float]:
         """Take one step of all images."""
-        meters = {"gap": 0.0, "cross_entropy": 0.0}
+        gap, cross_entropy = 0.0, 0.0
         self.optimizer.zero_grad()
         for rows in torch.arange(len(self.images), device=self.images.device).split(self.config.chunk):
             share = len(rows) / len(self.images)
@@ -233,14 +229,14 @@ class PredictionStep:
                 images = self.images[rows]
                 loss = -share * (student(images)[0] - self.teacher(images)[0]).abs().mean()
                 loss.backward()
-                meters["gap"] -= loss.item() / len(self.students)
+                gap -= loss.item() / len(self.students)
             loss = share * F.cross_entropy(self.teacher(self.images[rows])[0], self.labels[rows])
             (self.config.hard_weight * loss).backward()
-            meters["cross_entropy"] += loss.item()
+            cross_entropy += loss.item()
         self.optimizer.step()
         for network in (self.teacher, *self.students):
             network.zero_grad()
-        return meters
+        return {"gap": gap, "cross_entropy": cross_entropy}
 
 
 class BareForward:
@@ -262,11 +258,9 @@ class BareForward:
 class Evaluation:
     """Networks that are trained and tested one after the other, through loaders."""
 
-    def __init__(
-        self, networks: Sequence[nn.Module], batches: Any, test: Any, normalize: Normalize, recipe: Recipe
-    ) -> None:
-        self.networks, self.batches, self.test = networks, batches, test
-        self.normalize, self.recipe, self.device = normalize, recipe, next(networks[0].parameters()).device
+    def __init__(self, networks: Sequence[nn.Module], batches: Any, test: Any, normalize: Any, recipe: Recipe) -> None:
+        self.networks, self.batches, self.test, self.normalize, self.recipe = networks, batches, test, normalize, recipe
+        self.device = next(networks[0].parameters()).device
 
     def __call__(self) -> list[float]:
         """Return the accuracy of each network."""
@@ -274,13 +268,11 @@ class Evaluation:
 
     def accuracy(self, network: nn.Module) -> float:
         """Train one network, and test it."""
-        recipe, augment = self.recipe, Augment(self.recipe.augment)
-        settings = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-        optimizer = torch.optim.SGD(network.parameters(), **settings)
+        recipe, augment, correct = self.recipe, Augment(self.recipe.augment), 0
+        optimizer = torch.optim.SGD(network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
         for images, labels in islice(endless(self.batches), recipe.max_steps):
             images, labels = images.to(self.device), labels.to(self.device)
-            images = augment(self.normalize((images + 1) / 2), augment.draw(len(images)).to(self.device))
-            logits = network(images)[0]
+            logits = network(augment(self.normalize((images + 1) / 2), augment.draw(len(images)).to(self.device)))[0]
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
@@ -288,8 +280,7 @@ class Evaluation:
             loss.item(), (logits.argmax(1) == labels).sum().item()
         network.eval()
         with torch.no_grad():
-            correct = [
-                (network(self.normalize((images.to(self.device) + 1) / 2))[0].argmax(1) == labels.to(self.device)).sum()
-                for images, labels in self.test
-            ]
-        return sum(part.item() for part in correct) / len(self.test.dataset)
+            for images, labels in self.test:
+                logits = network(self.normalize((images.to(self.device) + 1) / 2))[0]
+                correct += (logits.argmax(1) == labels.to(self.device)).sum().item()
+        return correct / len(self.test.dataset)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ class Results:
         """Return True if an experiment on this data set, of this kind, was run."""
         return any(data in (None, each.data) and kind in (None, each.kind) for each in self.finished)
 
-    def rows(self, data: str, name: str, protocol: str, ipc: int | None, network: str | None = None) -> list[Result]:
+    def rows(self, data: str, name: str, protocol: str, ipc: int | None) -> list[Result]:
         """Return the rows of one cell, one for each generator."""
-        where = {"protocol": protocol, "ipc": ipc, "network": network or SIZES[self.size].network}
+        where = {"protocol": protocol, "ipc": ipc, "network": SIZES[self.size].network}
         reports = [r["report"] for e, r in self.finished.items() if e.data == data and "report" in r]
         return [row for report in reports for row in report.find(name, **where)]
 
@@ -55,9 +55,8 @@ def load(folder: Path, size: str) -> Results:
     for experiment in experiments(size):
         path = folder / f"{experiment.name}.json"
         records[experiment] = record = json.loads(path.read_text()) if path.is_file() else None
-        if record and "report" in record:  # with today's floor, which does not influence how rows are measured
-            report, floor = Report.from_dict(record["report"]), SIZES[size].recipe_for(experiment.data).floor
-            record["report"] = replace(report, recipe=report.recipe | {"floor": floor})
+        if record and "report" in record:
+            record["report"] = Report.from_dict(record["report"])
         if record:
             require_size(experiment, record)
     return Results(size, records)
@@ -74,9 +73,7 @@ def require_size(experiment: Experiment, record: Mapping[str, Any]) -> None:
     if report := record.get("report"):
         measured = {"recipe": report.recipe, "shared_draws": report.shared_draws}
         measured["n"] = sorted({len(row.accuracies) for row in report.results})
-        measured["networks"] = sorted({row.network for row in report.results})
         now = {"recipe": asdict(size.recipe_for(experiment.data)), "shared_draws": size.shared_draws, "n": [size.n]}
-        now["networks"] = sorted(experiment.networks or (size.network,))
     else:
         measured = record["run"]["config"]
         now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[experiment.variant])).identity()

@@ -2,7 +2,6 @@
 
     python scripts/paper/run.py                  # the published training, for a GPU
     python scripts/paper/run.py --size lite      # the same in small, for two CPU cores
-    python scripts/paper/run.py --list           # only list what is finished and what is not
     python scripts/paper/tables.py               # write docs/results.md from the finished experiments
 
 Every finished experiment leaves one JSON file in `scripts/paper/results` and is skipped from then on. A training that
@@ -30,12 +29,9 @@ from hf_gdd.utils.io import write_json
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 DESCRIBE = "git describe --always --dirty --abbrev=40 --exclude='*'"
+JPEG = "909d9cd87a30b2f072f6591ca29be10ae6bfa751b836b0aa939ad2de0f3f0ab4"
 # Remarks on copies of data sets, by the fingerprint of their training images.
-CAVEATS = {
-    "909d9cd87a30b2f072f6591ca29be10ae6bfa751b836b0aa939ad2de0f3f0ab4": (
-        "CIFAR-10 here is a copy that went through JPEG (quality about 75), for training and test alike."
-    )
-}
+CAVEATS = {JPEG: "CIFAR-10 here is a copy that went through JPEG (quality about 75), for training and test alike."}
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ class Runner:
         options = {"networks": experiment.networks or (size.network,), "n": size.n, "shared_draws": size.shared_draws}
         options["recipe"] = size.recipe_for(experiment.data)
         if experiment.kind == REAL:
-            return baselines(train, test, ipcs=ipcs, device=train.device, **options)
+            return baselines(train, test, ipc=ipcs, device=train.device, **options)
         options |= {"real": train, "with_baselines": False, "name": experiment.variant or experiment.kind}
         if experiment.variant:
             generator = self.generator(experiment.needs[0], train.device)
@@ -110,8 +106,8 @@ class Runner:
         selected, reports = select_coreset(experiment.kind, features, train.labels, max(ipcs)), []
         for ipc in ipcs:
             images, labels = train.gather(torch.cat([rows[:ipc] for rows in selected]))
-            source = f"{train.source} [{experiment.kind}]"
-            reports.append(evaluate(replace(train, images=images, labels=labels, source=source), test, **options))
+            data = replace(train, images=images, labels=labels, source=f"{train.source} [{experiment.kind}]")
+            reports.append(evaluate(data, test, **options))
         return Report.merge(reports)
 
     def generator(self, training: Experiment, device: torch.device | None = None) -> Generator:
@@ -127,13 +123,12 @@ class Runner:
             raise ValueError(f"{folder} does not hold the generator of {result}: delete {result} to train it here.")
         return generator
 
-    def save_card(self, judge: Experiment, results: Results) -> Path:
+    def save_card(self, judge: Experiment, results: Results) -> None:
         """Save the generator of a finished evaluation in model_cards, with its rows and the baselines."""
         generator = self.generator(judge.needs[0])
         rows = [e for e in results.finished if e == judge or (e.data, e.kind) == (judge.data, REAL)]
         generator.report = Report.merge(results.records[each]["report"] for each in rows)
         generator.save_pretrained(CARDS / judge.card, repo_id=f"{CARDS.name}/{judge.card}")
-        return CARDS / judge.card
 
 
 @cache
@@ -158,7 +153,6 @@ def environment() -> dict[str, Any]:
 def main(
     size: Literal["paper", "lite"] = "paper",
     only: str = "",
-    list: bool = False,
     save_cards: bool = False,
     data: dict[Literal["cifar10", "fashion_mnist", "mnist"], Path] | None = None,
     runs: Path = Path("runs/paper"),
@@ -168,7 +162,6 @@ def main(
     Args:
         size: size of everything.
         only: run experiments with this in their names alone.
-        list: only list the experiments.
         save_cards: only write the finished global-local generators of seed 0 to model_cards, with their cards.
         data: folders to read data sets from, as `--data fashion_mnist FOLDER mnist FOLDER`.
         runs: folder of trainings and generators.
@@ -177,14 +170,12 @@ def main(
     results, runner = load(RESULTS, size), Runner(runs, RESULTS, data or {})
     for experiment in card_experiments(size) if save_cards else experiments(size):
         finished = runner.result(experiment).is_file()
-        if only not in experiment.name:
+        if only not in experiment.name or finished != save_cards:
             continue
-        if list:
-            print(f"{'finished' if finished else 'open':<9}{experiment.name}")
-        elif save_cards and finished:
-            print(runner.save_card(experiment, results))
-        elif not save_cards and not finished:
-            print(experiment.name, flush=True)
+        print(experiment.name, flush=True)
+        if save_cards:
+            runner.save_card(experiment, results)
+        else:
             runner.run(experiment)
 
 

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PUBLISHED = json.loads((HERE / "published.json").read_text())
 NOT_RUN = "not run"
+GAINS = ("cgan-continued - cgan", "dim - cgan-continued", "global-local - cgan-continued", "global-local - dim")
 
 
 def cell(generators: Sequence[Sequence[float]], sign: str = "") -> str:
@@ -58,24 +59,17 @@ def table_1(results: Results, data: str, protocol: str) -> str:
 def gains(results: Results, data: str) -> str:
     """Return the mean difference of methods that started from the same GAN, in networks of equal seed."""
     rows = []
-    pairs = [("cgan-continued", "cgan"), ("dim", "cgan-continued")]
-    for name, other in [*pairs, ("global-local", "cgan-continued"), ("global-local", "dim")]:
-        for protocol in PROTOCOLS:
-            each = [paired(*(results.rows(data, x, protocol, ipc) for x in (name, other))) for ipc in IPCS]
-            label = [f"{name} - {other}", protocol, str(max(map(len, each)))]
-            rows.append([*label, *(cell(values, "+") for values in each)])
+    for pair, protocol in product(GAINS, PROTOCOLS):
+        each = [paired(*(results.rows(data, name, protocol, ipc) for name in pair.split(" - "))) for ipc in IPCS]
+        rows.append([pair, protocol, str(max(map(len, each))), *(cell(values, "+") for values in each)])
     header = [f"{TITLES[data]}, points gained", "protocol", "generators"]
     return markdown_table([*header, *(f"{results.size}, IPC {ipc}" for ipc in IPCS)], rows)
 
 
 def paired(ours: Sequence[Result], theirs: Sequence[Result]) -> list[list[float]]:
     """Return the gains of networks of equal seed on generators of equal seed."""
-    other = {row.generator_seed: row.accuracies for row in theirs}
-    return [
-        [one - two for one, two in zip(row.accuracies, other[row.generator_seed], strict=True)]
-        for row in ours
-        if row.generator_seed in other
-    ]
+    pairs = [(row, other) for row, other in product(ours, theirs) if row.generator_seed == other.generator_seed]
+    return [[a - b for a, b in zip(row.accuracies, other.accuracies, strict=True)] for row, other in pairs]
 
 
 def real_wins(results: Results, data: str) -> dict[str, list[int]]:
@@ -98,18 +92,12 @@ def other_variants(results: Results) -> str:
         if experiment.kind != "judge" or (experiment.variant in TABLE_1 and experiment.data in TITLES):
             continue
         theirs = published["rows"][experiment.variant.split(",")[0]] if experiment.variant in TABLE_2 else []
-        theirs = dict(zip(published["networks"], theirs, strict=False))
+        cells = {name: f"{mean} ({std})" for name, (mean, std) in zip(published["networks"], theirs, strict=False)}
         for row in record["report"].results:
-            mean, std = theirs.get("resnet18" if row.network.startswith("resnet18") else row.network, (None, None))
-            numbers = [cell([row.accuracies]), "-" if mean is None else f"{mean} ({std})"]
+            numbers = [cell([row.accuracies]), cells.get(row.network.split("-")[0], "-")]
             rows.append([experiment.data, row.name, row.protocol, str(row.ipc), row.network, *numbers])
     header = ["data", "variant", "protocol", "IPC", "network", results.size, "published"]
     return markdown_table(header, rows) if rows else ""
-
-
-def full_data(results: Results, data: str) -> str:
-    """Return the accuracy on full data."""
-    return cell([row.accuracies for row in results.rows(data, FULL_DATA, FIXED, None)])
 
 
 def circumstances(results: Results) -> dict[str, Any]:
@@ -118,27 +106,19 @@ def circumstances(results: Results) -> dict[str, Any]:
     config = GlobalLocalTrainer.configure(**size.training)
     settings = {name: value for name, value in size.training.items() if name in config.identity()}
     recipe = {k: v for k, v in asdict(size.recipe).items() if k != "floor" and v not in (False, (), None)}
-    calls = [call for record in records for call in (*record.get("earlier_calls", ()), record)]
     reports = {e.data: record["report"] for e, record in results.finished.items() if e.kind == REAL}
     notes = [note for record in records for note in record["caveats"]]
     notes += [f"{TITLES[data]}: {problem}." for data, report in reports.items() for problem in report.problems]
     rows = [row for record in records if "report" in record for row in record["report"].results]
     return {
-        "settings": joined(settings),
+        "settings": settings,
         "networks_drawn": math.ceil(size.steps[1] / config.pool_refresh) if size.steps[1] else None,
-        "recipe": joined(recipe),
-        "devices": "; ".join(sorted({call["device"] for call in calls})),
-        "commits": ", ".join(dict.fromkeys(short(call["commit"]) for call in calls)),
-        "torch": ", ".join(sorted({call["versions"]["torch"] for call in calls})),
+        "recipe": recipe,
+        "commits": ", ".join(dict.fromkeys(short(record["commit"]) for record in records)),
         "training_minutes": sum(record.get("seconds", 0.0) for record in records) / 60,
         "evaluation_minutes": sum(row.seconds for row in rows) / 60,
         "notes": dict.fromkeys(notes),
     }
-
-
-def joined(settings: dict[str, Any]) -> str:
-    """Format settings in one line."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def short(commit: str | None) -> str:
@@ -187,9 +167,8 @@ def page(results: Sequence[Results], cards: Path) -> str:
     own = {experiment.card for each in results for experiment in each.records if experiment.variant}
     reports = {path.parent.name: Report.load(path) for path in sorted(cards.glob("*/report.json"))}
     attempts = {path.parent.name: json.loads(path.read_text()) for path in cards.glob("*/attempts.json")}
-    functions = (table_1, gains, real_wins, other_variants, full_data, circumstances, not_run)
     return template.render(
-        {function.__name__: function for function in functions},
+        {call.__name__: call for call in (cell, table_1, gains, real_wins, other_variants, circumstances, not_run)},
         results=results,
         sizes=SIZES,
         titles=TITLES,

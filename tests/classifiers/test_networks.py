@@ -169,8 +169,8 @@ def test_a_users_network_is_adapted(answer, middle_shape):
     [
         (lambda hidden, logits: logits[:, :2], r"a tensor \[2, 2\]"),
         (lambda hidden, logits: hidden, r"a tensor \[2, 4, 6, 6\]"),
-        (lambda hidden, logits: (logits, hidden[0]), r"\(a tensor \[2, 3\], a tensor \[4, 6, 6\]\)"),
-        (lambda hidden, logits: (logits, hidden, hidden), r"\(a tensor \[2, 3\], a tensor .*, a tensor .*\)"),
+        (lambda hidden, logits: (logits, hidden[0]), r"a tensor \[2, 3\], a tensor \[4, 6, 6\]"),
+        (lambda hidden, logits: (logits, hidden, hidden), r"a tensor \[2, 3\], a tensor .*, a tensor .*"),
         (lambda hidden, logits: {"logits": logits}, "dict"),
     ],
 )

@@ -14,7 +14,7 @@ from hf_gdd.data.decoding import dataset_features
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.loading import DIGITS
 from hf_gdd.data.pixels import encode_png, tanh_to_uint8, to_tanh, to_unit, unit_to_uint8
-from hf_gdd.data.storage import fits_on_device
+from hf_gdd.data.placement import place
 
 NAMES = ("cat", "dog", "eel")
 
@@ -75,7 +75,7 @@ def test_digits_are_fixed_and_need_no_cache(monkeypatch, tmp_path):
     both = {image.numpy().tobytes() for image in train.images} & {i.numpy().tobytes() for i in test.images}
     assert not both
     assert not (tmp_path / "none").exists()
-    train.require_trainable()
+    train.check_trainable()
 
 
 # ---- what can be opened
@@ -292,9 +292,25 @@ def test_ranges():
 # ---- storage
 
 
-def test_half_of_the_free_memory_is_kept():
-    assert fits_on_device(50, free_bytes=100)
-    assert not fits_on_device(51, free_bytes=100)
+class OnCPU:
+    """A tensor that only says where it is put."""
+
+    device, nbytes = torch.device("cpu"), 50
+
+    def cpu(self):
+        return self
+
+    def pin_memory(self):
+        return "pinned"
+
+    def to(self, device):
+        return device.type
+
+
+@pytest.mark.parametrize(("free_bytes", "where"), [(100, "cuda"), (99, "pinned")])
+def test_images_take_at_most_half_of_the_free_memory(monkeypatch, free_bytes, where):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, 200))
+    assert place((OnCPU(), OnCPU(), None), torch.device("cuda")) == (where, where, None)
 
 
 def test_gather():
@@ -369,7 +385,7 @@ def test_subset_refuses():
 
 
 def test_statistics_agree_with_numpy(monkeypatch):
-    monkeypatch.setattr("hf_gdd.data.storage._CHUNK", 5)
+    monkeypatch.setattr("hf_gdd.data.statistics._CHUNK", 5)
     data = tensors()
     pixels = data.images.numpy() / 255
     np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
@@ -405,19 +421,19 @@ def test_check_same_classes():
         data.check_same_classes(tensors(names=(*NAMES, "fox")))
 
 
-def test_require_trainable():
-    tensors().require_trainable()
+def test_check_trainable():
+    tensors().check_trainable()
     with fails("'eel'", "has 0 ", "drop the class"):
-        tensors(per_class=(5, 5)).require_trainable()
+        tensors(per_class=(5, 5)).check_trainable()
     with fails("1 class", "needs 2", "add another class"):
-        tensors(per_class=(5,), names=("cat",)).require_trainable()
+        tensors(per_class=(5,), names=("cat",)).check_trainable()
     for size in (7, 65):
         with fails(f"{size}x{size}", "8 to 64", "image_size=32"):
-            tensors(size=size).require_trainable()
+            tensors(size=size).check_trainable()
     data = tensors()
     oblong = ImageTensors(data.images[..., :4, :], data.labels, NAMES, "toy", data.device)
     with fails("8x4", "squares", "image_size=32"):
-        oblong.require_trainable()
+        oblong.check_trainable()
 
 
 def softly():

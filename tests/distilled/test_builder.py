@@ -48,11 +48,10 @@ def test_counts_columns_and_order(tmp_path):
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])
-@pytest.mark.parametrize("batch_size", [1, 7, 256])
-def test_a_small_set_begins_a_large_one(tmp_path, batch_size, num_proc, request):
+def test_a_small_set_begins_a_large_one(tmp_path, num_proc, request):
     request.addfinalizer(lambda: torch.set_num_threads(1))
     torch.set_num_threads(num_proc or 1)  # a process that has used two cannot be forked without care
-    generator, options = gan(), {"batch_size": batch_size, "num_proc": num_proc, "seed": 5}
+    generator, options = gan(), {"num_proc": num_proc, "seed": 5}
     small, large = (make(tmp_path, generator, ipc, **options) for ipc in (3, 50))
     assert torch.equal(pixels(large), generator.sample(*requests(50), seed=5))
     assert list(large["label"]) == [0] * 50 + [1] * 50 + [2] * 50
@@ -116,7 +115,7 @@ def test_a_bank_has_no_seeds(tmp_path):
 
 
 def test_soft_labels_are_a_column(tmp_path):
-    data = make(tmp_path, PlainGenerator(max_ipc=5, soft=True), 4, batch_size=5)
+    data = make(tmp_path, PlainGenerator(max_ipc=5, soft=True), 4)
     assert list(data.features) == ["image", "label", "soft_label"]
     assert data.features["soft_label"] == datasets.List(datasets.Value("float16"), length=3)
     held = torch.tensor(list(data["soft_label"]))
@@ -137,12 +136,6 @@ def test_a_seed_beyond_63_bits_is_refused(tmp_path, streaming):
         make(tmp_path, gan(), 2, seed=2**63, streaming=streaming)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_batches_under_one_are_no_set(tmp_path, batch_size):
-    with pytest.raises(ValueError, match="batch_size"):
-        make(tmp_path, PlainGenerator(), 2, batch_size=batch_size)
-
-
 def test_a_saved_folder_is_enough(tmp_path):
     gan().save_pretrained(tmp_path / "top" / "inner")
     expected = gan().sample(*requests(3), seed=2)
@@ -160,12 +153,11 @@ def test_the_same_set_is_made_once(tmp_path, calls):
     folder = tmp_path / "saved"
     gan().save_pretrained(folder)
     calls.clear()
-    first = make(tmp_path, gan(), 20, batch_size=7)
+    first = make(tmp_path, gan(), 20)
     assert sum(calls) == 60
     calls.clear()
     for generator, options in (
         (gan(), {"batch_size": 7}),
-        (gan(), {"batch_size": 1}),
         (gan(), {}),
         (gan(), {"num_proc": 2}),
         (gan(), {"sampling": Sampling(1.0)}),

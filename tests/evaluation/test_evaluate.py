@@ -108,8 +108,8 @@ def test_baselines_can_be_taken_apart_and_merged():
     real, test = toy(contrast=10), toy(seed=1, contrast=10)
     together = evaluate(ToyGenerator(), test, real=real, ipc=4, **QUICK)
     alone = evaluate(ToyGenerator(), test, real=real, ipc=4, with_baselines=False, **QUICK)
-    subsets = baselines(real, test, ipcs=(4,), full_data=False, **QUICK)
-    merged = Report.merge([alone, subsets, baselines(real, test, ipcs=(), **QUICK)])
+    subsets = baselines(real, test, ipc=(4,), full_data=False, **QUICK)
+    merged = Report.merge([alone, subsets, baselines(real, test, ipc=(), **QUICK)])
     assert [(r.cell, r.accuracies) for r in merged.results] == [(r.cell, r.accuracies) for r in together.results]
     assert merged.problems == ()
 
@@ -184,7 +184,7 @@ def test_what_would_make_the_result_wrong_is_refused_before_training(monkeypatch
 def test_baselines_refuse_an_ipc_that_the_real_set_cannot_give_before_training(monkeypatch):
     monkeypatch.setattr(Learner, "step", lambda *args: pytest.fail("trained"))
     with pytest.raises(ValueError, match="has 8 images and needs 9"):
-        baselines(toy(per_class=8), toy(), ipcs=(2, 9), **QUICK)
+        baselines(toy(per_class=8), toy(), ipc=(2, 9), **QUICK)
 
 
 def test_no_network_is_refused():

@@ -77,6 +77,6 @@ def test_with_shared_draws_networks_differ_by_their_first_weights_alone():
 def test_baselines_share_draws_too():
     real, test = toy(contrast=5), toy(seed=1, contrast=5)
     together = evaluate(ToyGenerator(), test, real=real, ipc=4, shared_draws=True, **STEADY)
-    assert [row.accuracies for row in baselines(real, test, ipcs=(4,), shared_draws=True, **STEADY).results] == [
+    assert [row.accuracies for row in baselines(real, test, ipc=(4,), shared_draws=True, **STEADY).results] == [
         row.accuracies for row in together.results[1:]
     ]

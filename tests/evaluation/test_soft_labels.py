@@ -56,7 +56,7 @@ def test_a_set_with_soft_labels_is_evaluated_by_them_too():
 
 def test_baselines_of_many_banks_can_be_taken_at_once():
     stub = TaughtToy(RIGHT)
-    shared = baselines(toy(), toy(seed=1), ipcs=(2, 4), bank=stub, **QUICK)
+    shared = baselines(toy(), toy(seed=1), ipc=(2, 4), bank=stub, **QUICK)
     assert [(row.protocol, row.ipc) for row in shared.results] == [
         *(("fixed", 2), ("soft", 2), ("fixed", 4), ("soft", 4), ("fixed", None))
     ]

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 from hf_gdd import AutoGenerator
+from hf_gdd.data.image_tensors import MAX_SIZE, MIN_SIZE
 from hf_gdd.generators.base import GRID_COLUMNS
-from hf_gdd.generators.gan import MAX_SIZE, MIN_SIZE, ConditionalGANGenerator, Discriminator, map_sizes
+from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator, map_sizes
 from hf_gdd.generators.sampling import Sampling
 from hf_gdd.hub.loading import LoadError
 from hf_gdd.report import Report, Result

@@ -85,7 +85,7 @@ class Watched:
     def restored(self, place):
         """The predicted clean latents of a step."""
         x, steps, _, output = self.asked[place]
-        alpha = self.trainer.networks.schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
+        alpha = self.trainer.components.schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
         return ((x - (1 - alpha).sqrt() * output[:, :2]) / alpha.sqrt()).flatten(1)
 
 
@@ -109,7 +109,7 @@ def test_the_terms_are_those_of_the_equations(tmp_path, first, monkeypatch):
         terms = trainer.step(trainer.batches.next(20))
         clean, labels = watched.drawn[place]
         noisy, steps, _, output = watched.asked[place]
-        alpha = trainer.networks.schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
+        alpha = trainer.components.schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)
         noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
         torch.testing.assert_close(terms["noise"], F.mse_loss(output[:, :2], noise), atol=1e-4, rtol=1e-4)
         expected = by_hand(watched.restored(place), labels, real, generated, (0.5, 0.25))
@@ -141,7 +141,7 @@ def test_methods_differ_in_what_is_evicted(tmp_path, first, method, evict):
     assert [(memory.evict, memory.capacity) for memory in memories] == [(evict, 7), (evict, 5)]
     for _ in range(8):
         trainer.step(trainer.batches.next(20))
-    assert [int(memory.held.sum(1).max()) for memory in memories] == [7, 5]
+    assert [int(memory.is_member.sum(1).max()) for memory in memories] == [7, 5]
 
 
 def test_without_memory_there_is_none(tmp_path, first):
@@ -154,7 +154,7 @@ def test_an_epoch_counts_when_it_is_over(tmp_path, first):
     held = []
     for _ in range(11):
         terms = trainer.step(trainer.batches.next(20))
-        held.append(int(trainer.parts["real"].held.sum()))
+        held.append(int(trainer.parts["real"].is_member.sum()))
         assert (float(terms["real"]) > 0) == (len(held) > 5)
     assert held == [0] * 4 + [30] * 7
 
@@ -291,7 +291,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, step, update)
     generator = resumed.fit()
     assert generator.fingerprint == expected.fingerprint
     for name, memory in ((name, resumed.parts[name]) for name in ("real", "generated")):
-        assert torch.equal(memory.rows, whole.parts[name].rows)
+        assert torch.equal(memory.vectors, whole.parts[name].vectors)
     assert make(tmp_path / "cut", **settings).fit().fingerprint == expected.fingerprint
 
 

@@ -20,7 +20,7 @@ def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield importlib.import_module("benchmark"), importlib.import_module("hot_paths")
-        for name in ("benchmark", "hot_paths", "page", "plain_reference"):
+        for name in ("benchmark", "hot_paths", "plain_reference"):
             sys.modules.pop(name)
 
 
@@ -69,7 +69,7 @@ def assert_same(ours, plain, lr):
 @pytest.mark.parametrize("stage", ["gan", "match"])
 def test_the_plain_step_is_ours(paths, monkeypatch, stage):
     case = getattr(paths, stage)()
-    trainer, plain = case.ours({}, "no").trainer, case.reference(0)
+    trainer, plain = case.ours({}).trainer, case.reference(0)
     for name in ("generator", "discriminator"):
         getattr(plain, name).load_state_dict(getattr(trainer, name).state_dict())
     if stage == "match":
@@ -97,7 +97,7 @@ def test_the_plain_step_is_ours(paths, monkeypatch, stage):
 
 def test_the_plain_image_step_is_ours(paths):
     case = paths.prediction()
-    trainer, plain = case.ours({}, "no").trainer, case.reference(0)
+    trainer, plain = case.ours({}).trainer, case.reference(0)
     group = trainer.groups.own[0]
     plain.images.data.copy_(group.images)
     plain.students = group.students
@@ -121,42 +121,38 @@ def test_everything_is_measured_and_written_down(scripts, tmp_path, monkeypatch,
     out = tmp_path / "benchmark.json"
     monkeypatch.setattr(benchmark, "process", here)
     monkeypatch.setattr(benchmark, "SIDES", {})  # what was measured goes with the test
+    monkeypatch.setattr(benchmark, "LEAST", 0.0)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--size", "tiny", "--out", str(out)])
-    benchmark.main(size="tiny", repeats=2, least=0.0, threads=1, out=out)
+    benchmark.main(size="tiny", repeats=2, out=out)
     printed = capsys.readouterr().out
     text = out.read_text()
     assert str(tmp_path) not in text
-    found = json.loads(text)
-    assert {row["path"] for row in found["paths"]} == set(hot_paths.PATHS)
-    for row in found["paths"]:
+    measured = json.loads(text)
+    assert [row["path"] for row in measured["paths"]] == ["gan", "gan", "match", "match", *hot_paths.PATHS[2:]]
+    assert [row["variant"] for row in measured["paths"][:5]] == ["paper", "fast", "paper", "fast", ""]
+    for row in measured["paths"]:
         assert len(row["seconds"]) == len(row["reference_seconds"]) == 2
-        numbers = [*row["seconds"], *row["reference_seconds"], row["flops"], row["reference_flops"], row["images"]]
+        numbers = [*row["seconds"], *row["reference_seconds"], row["images"]]
         assert all(math.isfinite(number) and number > 0 for number in numbers), row
-        assert row["reference_flops"] == pytest.approx(row["predicted_flops"], rel=0.1), row["path"]
-        assert row["flops"] <= 1.001 * row["reference_flops"], row["path"]
-    assert benchmark.tables(found) + "\n" == printed
-    table = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(found["paths"])
-    assert len({len(line) for line in table}) == 1
+        loads = row["path"] not in ("prediction", "materialize", "stream")
+        assert (row["workers"] is None) != loads
+        assert ("0" in row["worker_seconds"]) == loads
+    assert {"commit", "command", "device", "cores", "versions", "settings"} <= measured.keys()
+    assert benchmark.table(measured) + "\n" == printed
+    lines = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(measured["paths"])
+    assert len({len(line) for line in lines}) == 1
 
 
-def test_growth_is_beside_what_was_predicted(scripts, tmp_path, monkeypatch, capsys):
-    benchmark, _ = scripts
-    monkeypatch.setattr(benchmark, "GROWTH", [("rows", "gan", 4), ("batch", "gan", 2)])
-    monkeypatch.setattr(benchmark, "process", here)
-    benchmark.main(paths="gan", size="tiny", repeats=1, threads=1, growing=True, out=tmp_path / "growth.json")
-    rows, batch = json.loads((tmp_path / "growth.json").read_text())["growth"]
-    assert rows["grown"]["rest_bytes"] - rows["base"]["rest_bytes"] == 1500 * 64
-    assert rows["grown"]["predicted_flops"] == rows["base"]["predicted_flops"]
-    assert batch["grown"]["predicted_flops"] == 2 * batch["base"]["predicted_flops"]
-    assert min(rows["base"]["peak_bytes"], batch["grown"]["peak_bytes"]) > 10**7
-    assert "| gan | rows x4 |" in capsys.readouterr().out
-
-
-def test_a_path_that_is_not_there(scripts, tmp_path):
-    with pytest.raises(SystemExit, match="Unknown gam"):
-        scripts[0].main(paths="gam", out=tmp_path / "x.json")
+def test_ratios_pair_the_turns(scripts):
+    row = {"path": "gan", "variant": "fast", "precision": "bf16", "images": 8, "workers": None}
+    row |= {"reference_seconds": [2.0, 6.0, 4.0], "seconds": [1.0, 2.0, 4.0]}
+    facts = {"settings": {"threads": 2, "size": "paper", "repeats": 3}, "versions": {"torch": "2", "hf_gdd": "1"}}
+    facts |= {"device": "CPU", "commit": "0123456789-dirty", "command": "python x.py"}
+    table = scripts[0].table(facts | {"paths": [row]})
+    assert "| gan | fast bf16 | 8 | 4 | 2 | 2.00 (1.00 to 3.00) | 2 | 4 | - |" in table
+    assert table.endswith("at commit 0123456-dirty.")
 
 
 def test_the_committed_page_is_what_the_json_gives(scripts):
-    assert sys.modules["page"].page() == (ROOT / "docs" / "benchmark.md").read_text()
+    assert scripts[0].render_page() == (ROOT / "docs" / "benchmark.md").read_text()

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import runpy
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -53,14 +52,15 @@ def small(scripts):
 def finished(scripts, tmp_path_factory):
     """A runner that has run every experiment of the small size."""
     folder = tmp_path_factory.mktemp("paper")
-    runner = scripts["run"].Runner(folder / "runs", folder / "results", {})
-    scripts["run"].run_all(runner, scripts["experiments"].experiments("small"))
+    runner = scripts["run"].Runner(folder / "runs", folder / "results")
+    for experiment in scripts["experiments"].experiments("small"):
+        runner.run(experiment)
     return runner
 
 
 @pytest.fixture
 def runner(scripts, tmp_path):
-    return scripts["run"].Runner(tmp_path / "runs", tmp_path / "results", {})
+    return scripts["run"].Runner(tmp_path / "runs", tmp_path / "results")
 
 
 def named(scripts, name):
@@ -108,32 +108,35 @@ def test_all_is_run_and_written_down(scripts, finished, small):
             assert (row.generator_seed, len(row.accuracies)) == (0, small.n)
     trained, judged = (record(finished, named(scripts, f"dim-seed0-{kind}")) for kind in ("train", "judge"))
     for each in (trained, judged):
-        assert {"commit", "command", "device", "versions", "data", "caveats", "experiment"} <= each.keys()
-        assert each["data"]["source"] == "digits:train"
+        assert {"commit", "device", "versions", "data", "caveats", "experiment"} <= each.keys()
+    assert trained["run"]["source"] == "digits:train"
     assert (trained["steps"], trained["run"]["config"]["start_from"]) == (4, "cgan")
-    cgan = finished.folder(named(scripts, "cgan-seed0-train"))
+    cgan = finished.runs / named(scripts, "cgan-seed0-train").name
     for method in experiments.TABLE_1[1:]:  # all are tuned from one GAN
-        run = finished.folder(named(scripts, f"{method}-seed0-train")) / "run.yaml"
+        run = finished.runs / named(scripts, f"{method}-seed0-train").name / "run.yaml"
         assert yaml.safe_load(run.read_text())["config"]["start_from"] == str(cgan)
 
 
 def test_an_evaluation_is_of_the_half_precision_file(scripts, finished):
     """Its images are those of the stored file, not of the weights before they were rounded."""
-    train = named(scripts, "cgan-seed0-train")
-    half = AutoGenerator.from_pretrained(finished.generator_folder(train))
+    folder = finished.runs / named(scripts, "cgan-seed0-train").name
+    half = AutoGenerator.from_pretrained(folder / "half")
     assert half.dtype == torch.float16
     judged = record(finished, named(scripts, "cgan-seed0-judge"))
     assert {row["generator"] for row in judged["report"]["results"]} == {half.fingerprint}
-    whole = AutoGenerator.from_pretrained(finished.folder(train) / "generator")
+    whole = AutoGenerator.from_pretrained(folder / "generator")
     assert whole.fingerprint != half.fingerprint
 
 
-def test_finished_experiments_are_skipped(scripts, finished, monkeypatch, capsys):
-    run = scripts["run"]
-    monkeypatch.setattr(run.Runner, "run", lambda self, experiment: pytest.fail(f"{experiment.name} ran again"))
-    run.main(size="small", runs=finished.runs, results=finished.results)
-    run.main(size="small", runs=finished.runs, results=finished.results, list=True, only="real")
-    assert capsys.readouterr().out == "finished small/digits/real\n"
+def test_finished_experiments_are_skipped(scripts, finished, monkeypatch, tmp_path):
+    run, started = scripts["run"], []
+    monkeypatch.setattr(run.Runner, "run", lambda self, experiment: started.append(experiment.name))
+    monkeypatch.setattr(run, "RESULTS", finished.results)
+    run.main(size="small", runs=finished.runs)
+    assert started == []
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    run.main(size="small", runs=finished.runs, only="dim")
+    assert started == [f"small/digits/dim-seed0-{kind}" for kind in ("train", "judge", "best5")]
 
 
 def test_a_stopped_training_resumes(scripts, runner, monkeypatch):
@@ -148,7 +151,7 @@ def test_a_stopped_training_resumes(scripts, runner, monkeypatch):
     monkeypatch.setattr(GlobalLocalTrainer, "step", step)
     with pytest.raises(KeyboardInterrupt):
         runner.run(experiment)
-    assert not runner.is_finished(experiment)
+    assert not runner.result(experiment).exists()
     first = [*steps]
     steps.clear()
     monkeypatch.setattr(
@@ -159,54 +162,16 @@ def test_a_stopped_training_resumes(scripts, runner, monkeypatch):
     assert record(runner, experiment)["steps"] == 6
 
 
-def test_rows_are_measured_once_under_the_same_circumstances(scripts, runner, monkeypatch):
-    experiment, run, measured = named(scripts, "real"), scripts["run"], []
-    plain = run.baselines
-
-    def baselines(*args, ipcs, **options):
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        measured.append(ipcs)
-        return plain(*args, ipcs=ipcs, **options)
-
-    monkeypatch.setattr(run, "baselines", baselines)
-    with pytest.raises(KeyboardInterrupt):
-        runner.run(experiment)
-    monkeypatch.setattr(
-        run, "baselines", lambda *args, ipcs, **o: measured.append(ipcs) or plain(*args, ipcs=ipcs, **o)
-    )
-    runner.run(experiment)
-    assert measured == [(1,), (10,), (50,), ()]
-    now = run.environment()
-    monkeypatch.setattr(run, "environment", lambda: now | {"device": "another"})
-    runner.run(experiment)
-    assert measured == [(1,), (10,), (50,), ()] * 2
-
-
 def test_other_data_of_the_same_name_are_refused(scripts, finished, monkeypatch):
-    train, test, source = scripts["run"].read("digits", "digits", None)
-    monkeypatch.setattr(scripts["run"], "read", lambda *args: (test, train, source))
-    with pytest.raises(ValueError, match=r"digits as read from digits:train is not the data that .*json is about"):
+    train, test = scripts["run"].read("digits", "digits", None)
+    monkeypatch.setattr(scripts["run"], "read", lambda *args: (test, train))
+    with pytest.raises(ValueError, match=r"digits as read from digits is not the data that .*json is about"):
         finished.run(named(scripts, "k-center"))
-
-
-def test_results_of_other_data_are_refused(scripts, finished, tmp_path):
-    for experiment in (named(scripts, "real"), named(scripts, "herding")):
-        content = record(finished, experiment)
-        if experiment.kind == "herding":
-            content["data"]["train"] = "0"
-        path = tmp_path / f"{experiment.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="herding used other images than the digits experiments before it"):
-        scripts["results"].load(tmp_path, "small")
 
 
 @pytest.mark.parametrize("kind", ["train", "judge"])
 def test_results_of_other_settings_are_refused(scripts, finished, small, monkeypatch, kind):
     sizes, load = scripts["experiments"].SIZES, scripts["results"].load
-    monkeypatch.setitem(sizes, "small", replace(small, floors={"digits": 0.5}))
-    load(finished.results, "small")  # the floor changes no row
     changes = {"train": {"training": small.training | {"width": 8}}, "judge": {"n": 3}}
     monkeypatch.setitem(sizes, "small", replace(small, **changes[kind]))
     with pytest.raises(ValueError, match=r"was run with .*, but size small has .*: delete its JSON"):
@@ -225,59 +190,27 @@ def test_settings_of_earlier_versions_are_accepted(scripts, finished):
         scripts["results"].require_size(experiment, old)
 
 
-def test_what_was_trained_elsewhere_is_skipped(scripts, finished, tmp_path, capsys):
-    results = tmp_path / "results"
+def test_a_generator_that_is_not_the_trained_one_is_refused(scripts, finished, tmp_path):
     train, judge = named(scripts, "cgan-seed0-train"), named(scripts, "cgan-seed0-judge")
-    here = scripts["run"].Runner(tmp_path / "runs", results, {})
-    here.result(train).parent.mkdir(parents=True)
-    here.result(train).write_text(finished.result(train).read_text())
-    scripts["run"].run_all(here, [train, judge, named(scripts, "dim-seed0-train")])
-    printed = capsys.readouterr().out
-    assert printed.count("skipped, since") == 2
-    assert f"delete {here.result(train)}" in printed
-    assert not here.is_finished(judge)
-
-
-def test_another_generator_than_the_trained_one_is_refused(scripts, finished, tmp_path):
-    train, other = named(scripts, "cgan-seed0-train"), named(scripts, "dim-seed0-train")
-    here = scripts["run"].Runner(tmp_path, finished.results, {})
-    AutoGenerator.from_pretrained(finished.generator_folder(other)).save_pretrained(here.generator_folder(train))
+    here = scripts["run"].Runner(tmp_path, finished.results)
+    with pytest.raises(ValueError, match=r"does not hold the generator of .*cgan-seed0-train.json: delete .* to train"):
+        here.run(judge)  # trained elsewhere
+    other = finished.runs / named(scripts, "dim-seed0-train").name / "half"
+    AutoGenerator.from_pretrained(other).save_pretrained(tmp_path / train.name / "half")
     with pytest.raises(ValueError, match=r"does not hold the generator of .*cgan-seed0-train.json"):
-        here.run(named(scripts, "cgan-seed0-judge"))
+        here.run(judge)
 
 
-def test_cards_are_saved_with_the_baselines(scripts, finished, tmp_path, monkeypatch, capsys):
+def test_cards_are_saved_with_the_baselines(scripts, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(scripts["run"], "CARDS", tmp_path)
-    scripts["run"].main(size="small", runs=finished.runs, results=finished.results, save_cards=True)
+    monkeypatch.setattr(scripts["run"], "RESULTS", finished.results)
+    scripts["run"].main(size="small", runs=finished.runs, save_cards=True)
     folder = tmp_path / "digits-global-local-small"
-    assert capsys.readouterr().out == f"{folder}\n"
+    assert [*tmp_path.iterdir()] == [folder]
     generator = AutoGenerator.from_pretrained(folder)
     assert generator.dtype == torch.float16
     assert {row.name for row in generator.report.results} == {"global-local", "random-real", "full data"}
     assert (folder / "grid.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ({"only": "fashon"}, "--only fashon: no experiment of size small"),
-        ({"data": {"fashion-mnist": Path()}}, r"--data fashion-mnist: pass one of cifar10, digits, fashion_mnist"),
-        ({"data": {"mnist": Path("nowhere")}}, "--data mnist: pass one of .* and a folder that exists"),
-    ],
-)
-def test_wrong_arguments_are_refused_at_once(scripts, runner, words, message):
-    with pytest.raises(SystemExit, match=message):
-        scripts["run"].main(size="small", runs=runner.runs, results=runner.results, **words)
-
-
-def test_a_stop_prints_the_command_that_goes_on(scripts, monkeypatch, tmp_path):
-    def stop(folder, size):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(scripts["results"], "load", stop)
-    monkeypatch.setattr(sys, "argv", ["scripts/paper/run.py", "--size", "lite", "--runs", str(tmp_path)])
-    with pytest.raises(SystemExit, match=f"To continue: python .*scripts/paper/run.py --size lite --runs {tmp_path}"):
-        runpy.run_path(str(PAPER / "run.py"), run_name="__main__")
 
 
 def evaluated(scripts, variant, seed, accuracies):
@@ -357,13 +290,22 @@ def test_the_page_of_a_whole_size_is_drawn(scripts, finished, monkeypatch, tmp_p
     assert "### Digits" in page
     assert "| Digits, `dynamic-best5-test` |" in page
     assert "All experiments of this size were run." in page
-    scripts["figures"].accuracy_figure(results, tmp_path / "figure.png")
+    tables.accuracy_figure(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_committed_page_is_what_the_json_gives(scripts):
     results = [scripts["results"].load(scripts["results"].RESULTS, size) for size in ("paper", "lite")]
     assert (ROOT / "docs" / "results.md").read_text() == scripts["tables"].page(results, ROOT / "model_cards")
+
+
+def test_all_stored_experiments_of_a_data_set_used_the_same_images(scripts):
+    images = {}
+    for path in scripts["results"].RESULTS.glob("*/*/*.json"):
+        data = json.loads(path.read_text())["data"]
+        images.setdefault(path.parent.name, set()).add((data["train"], data["test"]))
+    assert images
+    assert all(len(each) == 1 for each in images.values())
 
 
 def test_stored_generators_report_the_same_results(scripts):

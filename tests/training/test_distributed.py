@@ -176,10 +176,10 @@ def train_diffusion(folder):
     run = DiffusionMemoryTrainer(data, preset="tiny", output_dir=folder, **SMALL)
     run.fit()
     state = [*run.transformer.parameters(), *run.vae.parameters(), *run.trained["tune"]]
-    state += [run.parts[memory].rows for memory in ("real", "generated")]
+    state += [run.parts[memory].vectors for memory in ("real", "generated")]
     one, other = everywhere(torch.nn.utils.parameters_to_vector([tensor.detach() for tensor in state]))
     assert torch.equal(one, other)
-    assert int(run.parts["generated"].held.sum()) == 4 * 8  # the latents of both processes
+    assert int(run.parts["generated"].is_member.sum()) == 4 * 8  # the latents of both processes
 
 
 def test_memories_take_in_the_whole_batch(pair, tmp_path):
@@ -226,7 +226,7 @@ def test_fewer_groups_than_processes_are_refused(pair, tmp_path):
 
 def gradients(folder):
     run = trainer(folder)
-    mine, every = run.processes.part, run.processes.gathered
+    mine, every = run.processes.local_part, run.processes.gather
     generator = torch.Generator().manual_seed(1)
     fake, real = torch.randn(2, 6, 5, generator=generator)
     for loss, reductions in ((global_loss, GLOBAL_REDUCTIONS), (local_loss, LOCAL_REDUCTIONS)):

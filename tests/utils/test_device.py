@@ -88,8 +88,8 @@ def test_dtypes_by_name():
 def page_faults():
     """Counts of page faults for as many large tensors, by default and after `keep_freed_memory`."""
     counts = []
-    for keep in (lambda: True, keep_freed_memory):
-        assert keep()
+    for keep in (lambda device: True, keep_freed_memory):
+        assert keep(torch.device("cpu"))
         torch.ones(2**22)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(10):
@@ -108,10 +108,14 @@ def test_memory_that_is_kept_is_not_cleared_by_the_system_again(tmp_path):
     assert by_default > 10 * 2**22 * 4 / 2**21 > reused  # a fault a page, of 2 MiB at most
 
 
+def test_memory_of_a_process_that_computes_on_a_gpu_is_left_alone():
+    assert not keep_freed_memory(torch.device("cuda"))
+
+
 @pytest.mark.parametrize("module", [training, evaluator, generators])
 def test_whatever_computes_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch, module):
     called = []
-    monkeypatch.setattr(module, "keep_freed_memory", lambda: called.append(module))
+    monkeypatch.setattr(module, "keep_freed_memory", lambda device: called.append(module))
     data, first = ImageTensors.from_dataset("digits", device="cpu").subset(1, 0), torch.zeros(1, dtype=torch.int64)
     if module is training:
         GlobalLocalTrainer(data, preset="tiny", output_dir=tmp_path / "run")

@@ -1,1 +1,1 @@
-"""A diffusion transformer tuned with per-class memories, and its baselines Minimax and DiT."""
+"""Diffusion tuned with per-class memories, and its baselines Minimax and DiT."""

@@ -1,4 +1,4 @@
-"""The autoencoder of the diffusion methods: a small one from scratch, its losses, and a data set's latents."""
+"""The autoencoder of the diffusion methods, its losses, and a data set's latents."""
 
 import math
 
@@ -15,7 +15,13 @@ ENCODED_AT_ONCE = 64
 
 
 def small_autoencoder(shape: tuple[int, int, int], *, width: int, levels: int, channels: int) -> AutoencoderKL:
-    """An untrained `AutoencoderKL` for images (C, H, W), with latents [channels, H / 2^(levels-1), ...].
+    """Build an untrained `AutoencoderKL` for images (C, H, W).
+
+    Args:
+        shape: (C, H, W), H and W equal.
+        width: channels of the first level; each further level has twice as many.
+        levels: number of levels; latents are [channels, H / 2^(levels - 1), W / 2^(levels - 1)].
+        channels: channels of the latents.
 
     Raises:
         ValueError: the image's side cannot be halved so often.
@@ -40,7 +46,7 @@ def small_autoencoder(shape: tuple[int, int, int], *, width: int, levels: int, c
 
 
 def autoencoder_losses(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """Return the mean reconstruction error and divergence of a variational autoencoder.
+    """Return the mean `reconstruction` error and `divergence` of an autoencoder.
 
     Args:
         vae: the autoencoder.
@@ -59,7 +65,7 @@ def autoencoder_losses(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> dic
 
 
 class Latents:
-    """Latents of a data set, encoded once and stored on the device: posterior means and standard deviations.
+    """Posteriors of a data set's latents, encoded once and stored on the device.
 
     Args:
         vae: the autoencoder.
@@ -67,8 +73,8 @@ class Latents:
         flip: store the latents of mirrored images as well.
 
     Attributes:
-        mean: [F, N, c, h, w], F 1 or 2.
-        deviation: [F, N, c, h, w].
+        mean: [F, N, c, h, w]; F is 2 with `flip`, else 1.
+        deviation: standard deviations, [F, N, c, h, w].
         labels: [N], on the same device.
         scale: factor that brings all latents together to a standard deviation of 1.
 
@@ -93,7 +99,14 @@ class Latents:
         """Shape of one latent, [c, h, w]."""
         return self.mean.shape[2:]
 
-    def sample(self, rows: Tensor, mirrored: Tensor, noise: Tensor) -> Tensor:
-        """Sample the posterior of these rows [B], unscaled, by uniforms [B] and normal noise [B, c, h, w]."""
-        which = (mirrored * len(self.mean)).long()
+    def sample(self, rows: Tensor, u: Tensor, noise: Tensor) -> Tensor:
+        """Sample latents [B, c, h, w] from the posteriors of rows, unscaled.
+
+        Args:
+            rows: row numbers of the data set, int64 [B].
+            u: uniform in [0, 1), [B]; with `flip`, those from 0.5 on choose the mirrored image.
+            noise: normal, [B, c, h, w].
+
+        """
+        which = (u * len(self.mean)).long()
         return self.mean[which, rows] + self.deviation[which, rows] * noise

@@ -1,12 +1,11 @@
 """Settings and presets of the diffusion methods."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_gdd.generators.sampling import DiffusionSampling
 from hf_gdd.methods.registry import register_method
-from hf_gdd.training.config import TrainingConfig, require_positive
+from hf_gdd.training.config import TrainingConfig, require_not_negative, require_positive, require_share
 
 TRAINER = "hf_gdd.methods.diffusion_memory.trainer:DiffusionMemoryTrainer"
 # Revision and license; the main branches of these hold pickles only.
@@ -28,7 +27,9 @@ PUBLISHED = {"facebook/DiT-XL-2-256": ("refs/pr/1", "cc-by-nc-4.0")}
 )
 @dataclass(frozen=True)
 class DiffusionMemoryConfig(TrainingConfig):
-    """Settings of the stages `vae`, `dit` and `tune`; the defaults of the last are those of the public code.
+    """Settings of the stages `vae`, `dit` and `tune`.
+
+    The defaults of the last are those of the public code (arXiv 2505.19469).
 
     Example:
         config = DiffusionMemoryTrainer.configure("tiny", method="minimax")
@@ -43,9 +44,9 @@ class DiffusionMemoryConfig(TrainingConfig):
     pretrained: str | None = "facebook/DiT-XL-2-256"
     """folder or repo id of a `DiTPipeline` to tune; None to train networks from scratch"""
     pretrained_revision: str | None = None
-    """branch, tag or commit of that repo; for a model of PUBLISHED the one known to be safe"""
+    """branch, tag or commit of that repo; for the default model the one with safetensors"""
     pretrained_license: str | None = None
-    """license of that model, listed beside the data set's; for a model of PUBLISHED its own"""
+    """license of that model, listed beside the data set's; known for the default model"""
     classes: tuple[str, ...] = ()
     """classes of the pretrained model, by name or WordNet id, in the data set's order; by its class names if empty"""
     tuning: Literal["difffit", "full"] = "difffit"
@@ -111,19 +112,12 @@ class DiffusionMemoryConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for stage in ("vae", "dit", "tune"):
-            for name in ("epochs", "batch_size", "lr"):
-                require_positive(self, f"{stage}_{name}")
-        for name in ("vae_width", "vae_levels", "latent_channels", "width", "depth", "heads", "patch_size"):
-            require_positive(self, name)
-        for name in ("real_memory", "gen_memory"):
-            require_positive(self, name)
-        for name in ("real_weight", "gen_weight", "kl_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative; 0 switches a term off.")
-        for name in ("label_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1).")
+        fields = ("epochs", "batch_size", "lr")
+        require_positive(self, *(f"{stage}_{field}" for stage in ("vae", "dit", "tune") for field in fields))
+        require_positive(self, "vae_width", "vae_levels", "latent_channels", "width", "depth", "heads", "patch_size")
+        require_positive(self, "real_memory", "gen_memory")
+        require_not_negative(self, "real_weight", "gen_weight", "kl_weight")
+        require_share(self, "label_dropout", "ema_decay")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width is {self.width}; it must be a multiple of 4 and of heads, {self.heads}.")
         if self.pretrained and self.start_from:
@@ -155,7 +149,10 @@ class DiffusionMemoryConfig(TrainingConfig):
         return "oldest" if self.method == "minimax" else "redundant"
 
     def identity(self) -> dict[str, Any]:
-        """Return what is computed, as primitives, without the sizes of networks that are not built."""
+        """Return the settings that decide results, as primitives.
+
+        Sizes of networks that are not built are left out.
+        """
         unused = ("vae_", "dit_", "width", "depth", "heads", "patch_size", "latent_channels", "kl_weight")
         settings = super().identity()
         if self.pretrained:

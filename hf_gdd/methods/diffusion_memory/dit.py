@@ -1,4 +1,4 @@
-"""Prepare a diffusion transformer for training, and bring it back to the layout of a stock `DiTPipeline`."""
+"""Prepare a diffusion transformer for training, and return it to the stock layout."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,10 +13,10 @@ from hf_gdd.generators.dit_pipeline import NULL_CLASS
 def small_transformer(
     channels: int, size: int, *, width: int, depth: int, heads: int, patch_size: int
 ) -> DiTTransformer2DModel:
-    """Build an untrained DiT on latents [channels, size, size] that also predicts its variance.
+    """Build an untrained DiT on latents [channels, size, size].
 
-    It is initialized as in the DiT paper (Peebles & Xie, 2023, Sec. 3.2, adaLN-Zero), which diffusers does not do:
-    every block begins as the identity, and the output as zero.
+    It also predicts its variance. It is initialized as in the DiT paper (Peebles & Xie, 2023, Sec. 3.2, adaLN-Zero),
+    which diffusers does not do: every block begins as the identity, and the output as zero.
     """
     transformer = DiTTransformer2DModel(
         num_attention_heads=heads,
@@ -74,10 +74,10 @@ class DiffFitLinear(nn.Module):
 
 
 def prepare_for_training(transformer: DiTTransformer2DModel, scaled: bool) -> DiTTransformer2DModel:
-    """Share one embedder of timestep and label between the blocks, without label dropout; in place.
+    """Share one embedder of timestep and label between the blocks, in place.
 
-    diffusers gives each block its own embedder. They have equal weights at first but drop labels independently:
-    training would let them diverge, and mix conditions within one sample.
+    The embedder then drops no labels. diffusers gives each block its own embedder. They have equal weights at first but
+    drop labels independently: training would let them diverge, and mix conditions within one sample.
 
     Args:
         transformer: from a checkpoint or untrained.
@@ -99,7 +99,10 @@ def prepare_for_training(transformer: DiTTransformer2DModel, scaled: bool) -> Di
 
 
 def to_stock_layout(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel:
-    """Convert in place to the stock model that computes the same: embedders untied, factors merged."""
+    """Convert in place to the stock model that computes the same.
+
+    Embedders are untied, and factors merged into their layers.
+    """
     for parent in list(transformer.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, DiffFitLinear):
@@ -111,16 +114,17 @@ def to_stock_layout(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel
 
 
 def tuned_parameters(transformer: DiTTransformer2DModel, tuning: str) -> Iterator[nn.Parameter]:
-    """Yield the parameters that `tuning` trains: `full` all but factors; `difffit` biases, label table and factors."""
+    """Yield the parameters that a tuning mode trains.
+
+    Args:
+        transformer: from `prepare_for_training`.
+        tuning: `full` for all but the factors, `difffit` for biases, label table and factors.
+
+    """
     for name, parameter in transformer.named_parameters():
         factor = ".gammas." in name
         if not factor if tuning == "full" else factor or name.endswith(("bias", "embedding_table.weight")):
             yield parameter
-
-
-def null_labels(labels: Tensor, drop: Tensor) -> Tensor:
-    """Replace labels [B] by the null class where `drop` [B] is true."""
-    return labels.masked_fill(drop, NULL_CLASS)
 
 
 @torch.no_grad()

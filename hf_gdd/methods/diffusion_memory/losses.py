@@ -1,7 +1,6 @@
-"""Losses of the diffusion methods, as pure functions of tensors; each returns a scalar."""
+"""Losses of the diffusion methods: pure functions of tensors that return scalars."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,47 +8,50 @@ from torch import Tensor
 from hf_gdd.utils.device import at_least_float32
 
 
-def representativeness_loss(cosines: Tensor, held: Tensor, labels: Tensor) -> Tensor:
-    """Pull each class toward the real member it is least similar to (L_real of Minimax, arXiv 2311.15529).
+def representativeness_loss(cosines: Tensor, is_member: Tensor, labels: Tensor) -> Tensor:
+    """Pull each class toward the real member it is least similar to.
 
-    For each class of the batch: 1 minus the smallest cosine between any of its latents and any member of its memory,
-    averaged over the batch's classes; a class with an empty memory counts 0.
+    This is L_real of Minimax (Gu et al., 2024, arXiv 2311.15529). For each class of the batch: 1 minus the smallest
+    cosine between any of its latents and any member of its memory, averaged over the batch's classes; a class with an
+    empty memory counts 0.
 
     Args:
-        cosines: cosines of each latent with each place of its class's memory, [B, M].
-        held: true where a place holds a member, [B, M].
+        cosines: cosines of each latent with each slot of its class's memory, [B, M].
+        is_member: true where a slot has a member, [B, M].
         labels: int64 [B].
 
     """
-    smallest = cosines.masked_fill(~held, 2.0).amin(1)  # above any cosine
-    return _mean_over_classes(1 - _within_classes(smallest, labels, torch.amin), held, labels)
+    return _mean_over_classes(1 + _largest_in_class(-cosines, is_member, labels), is_member, labels)
 
 
-def diversity_loss(cosines: Tensor, held: Tensor, labels: Tensor) -> Tensor:
-    """Push each class away from the generated member it is most similar to (L_gen of Minimax, arXiv 2311.15529).
+def diversity_loss(cosines: Tensor, is_member: Tensor, labels: Tensor) -> Tensor:
+    """Push each class away from the generated member it is most similar to.
 
-    For each class of the batch the largest cosine; averages and arguments are those of `representativeness_loss`.
+    This is L_gen of Minimax (Gu et al., 2024, arXiv 2311.15529): for each class of the batch the largest cosine.
+    Averages and arguments are those of `representativeness_loss`.
     """
-    largest = cosines.masked_fill(~held, -2.0).amax(1)
-    return _mean_over_classes(_within_classes(largest, labels, torch.amax), held, labels)
+    return _mean_over_classes(_largest_in_class(cosines, is_member, labels), is_member, labels)
 
 
-def _within_classes(values: Tensor, labels: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Return the extreme value of each item's class, [B]."""
-    other = 2.0 if reduce is torch.amin else -2.0
-    return reduce(torch.where(labels[:, None] == labels, values, other), 1)
+def _largest_in_class(values: Tensor, is_member: Tensor, labels: Tensor) -> Tensor:
+    """Return the largest member value of each item's class over all its items, [B]."""
+    largest = values.masked_fill(~is_member, -2.0).amax(1)  # below any cosine
+    return torch.where(labels[:, None] == labels, largest, -2.0).amax(1)
 
 
-def _mean_over_classes(values: Tensor, held: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean over classes of a value that all items of a class share, 0 where nothing is held."""
+def _mean_over_classes(values: Tensor, is_member: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over classes of a value that all items of a class share.
+
+    It is 0 for classes without members.
+    """
     weights = 1 / (labels[:, None] == labels).sum(1)
-    return (weights * torch.where(held.any(1), values, 0)).sum() / weights.sum()
+    return (weights * torch.where(is_member.any(1), values, 0)).sum() / weights.sum()
 
 
 def variance_bound(
     pred_noise: Tensor, model_var: Tensor, clean: Tensor, noisy: Tensor, timesteps: Tensor, alphas: Tensor
 ) -> Tensor:
-    """Train a diffusion model's learned variance by the variational bound, in bits per dimension.
+    """Return the variational bound for a learned variance, in bits per dimension.
 
     Nichol & Dhariwal, 2021 (arXiv 2102.09672), Eq. 15, with the mean held fixed and no weight, as in DiT.
 
@@ -86,7 +88,10 @@ def variance_bound(
 
 
 def _discretized_log_likelihood(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Return the log probability of a bin of 1/255 to each side of x; the outermost bins are infinite."""
+    """Return the log probability of a bin of 1/255 to each side of x.
+
+    The outermost bins are infinite.
+    """
     above, below = (torch.special.ndtr((x - mean + side / 255) / deviation) for side in (1, -1))
     chance = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
     return chance.clamp(min=1e-12).log()

@@ -1,1 +1,1 @@
-"""Global-local matching of a conditional GAN (Li et al., 2024), and its baselines CGAN and DiM."""
+"""Global-local matching of a GAN (Li et al., 2024), its baselines CGAN and DiM."""

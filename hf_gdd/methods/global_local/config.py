@@ -1,13 +1,12 @@
 """Settings and presets of global-local matching and its baselines."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_gdd.classifiers.augment import Augment
 from hf_gdd.classifiers.networks import network_name
 from hf_gdd.methods.registry import register_method
-from hf_gdd.training.config import TrainingConfig, require_positive
+from hf_gdd.training.config import TrainingConfig, require_not_negative, require_positive, require_share
 
 TRAINER = "hf_gdd.methods.global_local.trainer:GlobalLocalTrainer"
 
@@ -55,7 +54,7 @@ class GlobalLocalConfig(TrainingConfig):
     penalty_weight: float = 10.0
     """weight of the gradient penalty of `wgan-gp`"""
     penalty_every: int = 1
-    """steps from one gradient penalty to the next, which weighs as many times (Karras et al., 2020); published: 1"""
+    """steps between gradient penalties, each weighted by this number (Karras et al., 2020); 1 is published"""
     class_on_fakes: bool = True
     """let the discriminator also learn classes from generated images (ACGAN)"""
     ema_decay: float = 0.0
@@ -77,13 +76,13 @@ class GlobalLocalConfig(TrainingConfig):
     local_weight: float = 0.001
     """weight of the distance between intermediate features"""
     global_reduction: Literal["logsoftmax_mean", "logit_mean", "logit_sum"] = "logsoftmax_mean"
-    """form of the distance between logits, see GLOBAL_REDUCTIONS in losses.py"""
+    """form of the distance between logits; the first is that of the public DiM code"""
     local_reduction: Literal["batchmean_sum", "paired_mean", "paired_sum", "paired_sum_batchmean"] = "batchmean_sum"
-    """form of the distance between features, see LOCAL_REDUCTIONS in losses.py"""
+    """form of the distance between features; the first is that of the public DiM code"""
     match_augment: str = "color_crop_cutout"
     """augmentation shared by real and generated images"""
     pool: tuple[str, ...] = ("convnet3", "resnet10-dd", "resnet18-dd")
-    """networks that images are matched in: names, in Python also callables, see `build_network`"""
+    """networks that images are matched in: names, in Python also callables"""
     inner_steps: int = 16
     """steps of the pool's network on real data before each matching"""
     pool_refresh: int | None = None
@@ -93,35 +92,28 @@ class GlobalLocalConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "noise_dim", "gan_epochs", "gan_batch_size", "gan_lr", "penalty_every"):
-            require_positive(self, name)
-        for name in ("match_epochs", "match_batch_size", "match_lr"):
-            require_positive(self, name)
-        for name in ("global_weight", "local_weight", "penalty_weight", "inner_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative; 0 switches a term off.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 for none.")
-        if self.pool_refresh is not None:
-            require_positive(self, "pool_refresh")
+        fields = ("epochs", "batch_size", "lr")
+        require_positive(self, *(f"{stage}_{field}" for stage in ("gan", "match") for field in fields))
+        require_positive(self, "width", "noise_dim", "penalty_every", "pool_refresh")
+        require_not_negative(self, "global_weight", "local_weight", "penalty_weight", "inner_steps")
+        require_share(self, "ema_decay")
         if self.penalty_every > 1 and self.adversarial != "wgan-gp":
             raise ValueError("penalty_every belongs to the gradient penalty of wgan-gp: leave it at 1 with minimax.")
-        if isinstance(self.pool, str) or callable(self.pool):
+        if isinstance(self.pool, str) or callable(self.pool) or not self.pool:
             raise ValueError(f"pool is {self.pool!r}; it must be a tuple of networks, such as ('convnet3',).")
-        if not self.pool:
-            raise ValueError("The pool is empty: name at least one network.")
         if self.method == "cgan" and self.start_from:
-            raise ValueError(
-                "method 'cgan' is the first stage alone, so it cannot start from another run's first stage."
-            )
+            raise ValueError("method 'cgan' is the first stage alone: it cannot start from another run's first stage.")
         Augment(self.match_augment)
 
     def identity(self) -> dict[str, Any]:
-        """Return what is computed, as primitives: networks by their names."""
+        """Return the settings that decide results, as primitives.
+
+        Networks are given by their names.
+        """
         return super().identity() | {"pool": [network_name(spec) for spec in self.pool]}
 
     def refresh(self, images: int) -> int:
-        """Return the matching steps for each network of the pool, with this many training images."""
+        """Return the matchings of each network in the pool, for so many training images."""
         return self.pool_refresh or max(1, images // self.match_batch_size)
 
     @property

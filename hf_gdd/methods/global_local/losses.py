@@ -4,14 +4,13 @@ Shapes: B images, K classes, scores [B], logits [B, K], features [B, c, h, w]. E
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_gdd.utils.device import at_least_float32
-
-ADVERSARIAL = ("wgan-gp", "minimax")
 
 
 def generator_adversarial(fake: Tensor, form: str) -> Tensor:
@@ -25,7 +24,10 @@ def generator_adversarial(fake: Tensor, form: str) -> Tensor:
 
 
 def discriminator_adversarial(real: Tensor, fake: Tensor, form: str) -> Tensor:
-    """Return the loss that the discriminator minimizes over its scores [B]; `wgan-gp` also needs `gradient_penalty`."""
+    """Return the loss that the discriminator minimizes over its scores [B].
+
+    `wgan-gp` also needs `gradient_penalty`.
+    """
     real, fake = at_least_float32(real), at_least_float32(fake)
     if form == "wgan-gp":
         return fake.mean() - real.mean()
@@ -33,7 +35,9 @@ def discriminator_adversarial(real: Tensor, fake: Tensor, form: str) -> Tensor:
 
 
 def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
-    """Mean squared distance from 1 of the critic's slope between real and fake (Gulrajani et al., 2017, Eq. 3).
+    """Return the gradient penalty of WGAN-GP (Gulrajani et al., 2017, Eq. 3).
+
+    This is the mean squared distance from 1 of the critic's slope between real and generated images.
 
     Args:
         score: images [B, C, H, W] -> scores [B]; each score may depend on its own image alone.
@@ -49,45 +53,35 @@ def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tens
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def _logsoftmax_mean(fake: Tensor, real: Tensor) -> Tensor:
-    return F.mse_loss(fake.log_softmax(1), real.log_softmax(1))
-
-
-def _squares_sum(fake: Tensor, real: Tensor) -> Tensor:
-    return F.mse_loss(fake, real, reduction="sum")
-
-
-def _batchmean_sum(fake: Tensor, real: Tensor) -> Tensor:
-    return _squares_sum(fake.mean(0), real.mean(0))
-
-
-def _paired_sum_batchmean(fake: Tensor, real: Tensor) -> Tensor:
-    return _squares_sum(fake, real) / len(fake)
-
+_squares_sum = partial(F.mse_loss, reduction="sum")
 
 # The published texts leave the reductions open; the first of each is what the published weights 0.01 and 0.001 fit.
 GLOBAL_REDUCTIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "logsoftmax_mean": _logsoftmax_mean,  # the public DiM code
+    "logsoftmax_mean": lambda fake, real: F.mse_loss(fake.log_softmax(1), real.log_softmax(1)),  # the public DiM code
     "logit_mean": F.mse_loss,
     "logit_sum": _squares_sum,  # Eq. 6 of Li et al. (2024), to the letter
 }
 LOCAL_REDUCTIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "batchmean_sum": _batchmean_sum,  # the feature branch of the public DiM code
+    # The feature branch of the public DiM code.
+    "batchmean_sum": lambda fake, real: _squares_sum(fake.mean(0), real.mean(0)),
     "paired_mean": F.mse_loss,
     "paired_sum": _squares_sum,  # Eq. 7 of Li et al. (2024), to the letter
-    "paired_sum_batchmean": _paired_sum_batchmean,
+    "paired_sum_batchmean": lambda fake, real: _squares_sum(fake, real) / len(fake),
 }
 
 
 def global_loss(fake_logits: Tensor, real_logits: Tensor, reduction: str = "logsoftmax_mean") -> Tensor:
-    """Distance between the logits [B, K] of generated and real images of equal labels (Li et al., 2024, Eq. 6)."""
+    """Return the distance between logits [B, K] (Li et al., 2024, Eq. 6).
+
+    They are those of generated and real images of equal labels.
+    """
     return GLOBAL_REDUCTIONS[reduction](at_least_float32(fake_logits), at_least_float32(real_logits))
 
 
 def local_loss(fake_features: Tensor, real_features: Tensor, reduction: str = "batchmean_sum") -> Tensor:
-    """Distance between intermediate features [B, ...] of generated and real images (Li et al., 2024, Eq. 7).
+    """Return the distance between features [B, ...] (Li et al., 2024, Eq. 7).
 
-    Paired reductions compare image with image, so they also reward a generator for losing variety; `batchmean_sum`
-    compares the batch means and does not.
+    They are intermediate features of generated and real images of equal labels. Paired reductions compare image with
+    image, so they also reward a generator for losing variety; `batchmean_sum` compares the batch means and does not.
     """
     return LOCAL_REDUCTIONS[reduction](at_least_float32(fake_features), at_least_float32(real_features))

@@ -1,4 +1,4 @@
-"""Distance of a generator's images from real ones, by the losses that matching minimizes."""
+"""Distance of generated images from real ones, by the losses of matching."""
 
 import torch
 
@@ -21,7 +21,9 @@ def matching_losses(
     global_reduction: str = "logsoftmax_mean",
     local_reduction: str = "batchmean_sum",
 ) -> dict[str, float]:
-    """Measure global and local losses between generated and real images of equal labels, in `n` fresh networks.
+    """Measure the losses of matching in `n` fresh networks.
+
+    Generated images are compared with real ones of equal labels.
 
     Args:
         generator: its first images of each class are compared.

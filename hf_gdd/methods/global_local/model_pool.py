@@ -17,17 +17,18 @@ MATCHING = Recipe(lr=0.01, momentum=0.9, weight_decay=5e-4, augment="color_crop"
 
 
 class ModelPool:
-    """One matching network at a time: drawn at random, trained on real data, replaced by a fresh one.
+    """One matching network at a time, trained on real data and then replaced.
 
-    A network starts untrained and learns while the generator is matched in it, so that the generator meets networks at
-    every stage of training (Gu et al., 2023; the pool of Li et al., 2024, Sec. 3.2).
+    A network is drawn at random. It starts untrained and learns while the generator is matched in it, so that the
+    generator meets networks at every stage of training (Gu et al., 2023; the pool of Li et al., 2024, Sec. 3.2).
 
     Args:
         networks: names, or callables `(num_classes, shape) -> nn.Module`; drawn uniformly.
         data: real images that the networks learn from.
         inner_steps: SGD steps before each matching; 0 leaves the network random.
         refresh: matchings before a fresh network is drawn.
-        random: draws architecture, weights and batches; the caller saves its state.
+        random: draws architecture, weights and batches. Its state is not in `state_dict`: a trainer saves it beside the
+            pool, as `match_random`.
         recipe: optimizer and augmentation.
 
     """
@@ -48,7 +49,12 @@ class ModelPool:
         self.learner: Learner | None = None
 
     def advance(self) -> nn.Module:
-        """Return a network in train mode: the current one after `inner_steps` SGD steps, or a fresh one after them."""
+        """Train the current network for `inner_steps`, or a fresh one if its time is up.
+
+        Returns:
+            The network, in train mode.
+
+        """
         if self.learner is None or self.age == self.refresh:
             self.choice, self.age = self.random.integer(len(self.networks)), 0
             self.learner = self._learner(self.random.integer(2**31))
@@ -65,7 +71,10 @@ class ModelPool:
         return Learner(network.to(self.data.device), transform, self.recipe, steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the current network with momentum and age; no network if the next matching draws a fresh one."""
+        """Return the current network, its momentum and its age.
+
+        There is no network if the next matching draws a fresh one.
+        """
         learner = None if self.learner is None or self.age == self.refresh else self.learner.state_dict()
         return {"choice": self.choice, "age": self.age, "learner": learner}
 

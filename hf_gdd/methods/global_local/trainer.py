@@ -1,7 +1,8 @@
-"""Global-local matching (Li et al., 2024, arXiv 2404.17732) and, on the same path, its baselines CGAN and DiM."""
+"""Global-local matching (Li et al., 2024, arXiv 2404.17732), CGAN and DiM."""
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from hf_gdd.utils.device import at_least_float32
 from hf_gdd.utils.random import Random, seeded
 
 GAN, MATCH = "gan", "match"
-# What shapes stage `gan`: a run may start from another's only if these are equal.
+# Settings that shape stage `gan`: a run may start from another's only if these are equal.
 GAN_SETTINGS = ("seed", "width", "noise_dim", "adversarial", "penalty_weight", "penalty_every")
 GAN_SETTINGS += ("class_on_fakes", "ema_decay")
 GAN_PARTS = frozenset({"generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "random", "batches"})
@@ -39,7 +40,9 @@ GAN_LENGTH = ("gan_epochs", "gan_batch_size", "gan_lr")
 
 
 class GlobalLocalTrainer(Trainer):
-    """Train a conditional GAN in stage `gan`, then tune its generator in the networks of a pool in stage `match`.
+    """Train a conditional GAN, then match its images with real ones.
+
+    Stage `gan` trains the GAN. Stage `match` tunes it further, with its images matched in the networks of a pool.
 
     Example:
         trainer = GlobalLocalTrainer("digits", preset="tiny", output_dir="runs/digits")
@@ -53,7 +56,7 @@ class GlobalLocalTrainer(Trainer):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """`gan`, unless it is taken from another run, then `match`, unless the method is `cgan`."""
+        """`gan`, unless another run replaces it; `match`, unless the method is `cgan`."""
         names = () if self.config.start_from else (GAN,)
         names += () if self.config.method == "cgan" else (MATCH,)
         return tuple(map(self.epoch_stage, names))
@@ -65,22 +68,28 @@ class GlobalLocalTrainer(Trainer):
         return StartPoint(folder, GAN, GAN_SETTINGS, GAN_PARTS, GAN_LENGTH) if folder else None
 
     def setup(self) -> dict[str, Any]:
-        """Build generator, discriminator, both optimizers, the pool, and the EMA if there is one."""
-        config, device = self.config, self.device
+        """Build generator, discriminator, optimizers, the pool, and the EMA if any."""
+        config, data, device = self.config, self.data, self.device
         with seeded(config.seed):
-            self.generator = self._generator().to(device).train()
-            self.discriminator = Discriminator(self.data.num_classes, self.data.shape, config.width).to(device)
+            generator = ConditionalGANGenerator(
+                class_names=data.class_names,
+                image_shape=data.shape,
+                width=config.width,
+                noise_dim=config.noise_dim,
+                mean=data.mean,
+                std=data.std,
+                training=self.training_record(),
+            )
+            self.generator = generator.to(device).train()
+            self.discriminator = Discriminator(data.num_classes, data.shape, config.width).to(device)
         for network in (self.generator, self.discriminator) if config.channels_last else ():
             network.to(memory_format=torch.channels_last)
-        self.optimizer_g, self.optimizer_d = self.accelerator.prepare(
-            *(
-                torch.optim.Adam(network.parameters(), lr=config.gan_lr, betas=(0.0, 0.9))
-                for network in (self.generator, self.discriminator)
-            )
-        )
+        adam = partial(torch.optim.Adam, lr=config.gan_lr, betas=(0.0, 0.9))
+        self.optimizer_g = self.accelerator.prepare(adam(self.generator.parameters()))
+        self.optimizer_d = self.accelerator.prepare(adam(self.discriminator.parameters()))
         # The GAN draws from its own sequence, so that runs with other matching see the same noise and batches.
         self.match_random = Random(config.seed, device, stream=1)
-        self.augment, self.normalize = Augment(config.match_augment), Normalize(self.data.mean, self.data.std)
+        self.augment, self.normalize = Augment(config.match_augment), Normalize(data.mean, data.std)
         self.pool = self._pool()
         tracked = {name: getattr(self, name) for name in ("generator", "discriminator", "optimizer_g", "optimizer_d")}
         tracked |= {"match_random": self.match_random, "pool": self.pool}
@@ -89,18 +98,6 @@ class GlobalLocalTrainer(Trainer):
             self.ema = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True)
             tracked["ema"] = self.ema
         return tracked
-
-    def _generator(self) -> ConditionalGANGenerator:
-        data, config = self.data, self.config
-        return ConditionalGANGenerator(
-            class_names=data.class_names,
-            image_shape=data.shape,
-            width=config.width,
-            noise_dim=config.noise_dim,
-            mean=data.mean,
-            std=data.std,
-            training=self.training_record(),
-        )
 
     def _pool(self) -> ModelPool:
         data, config = self.data, self.config
@@ -125,7 +122,7 @@ class GlobalLocalTrainer(Trainer):
                 group["lr"] = stage.lr
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """Tune the generator against discriminator and pool, then the discriminator against the generator."""
+        """Train the generator, then the discriminator, for one step each."""
         images, labels = self.data.gather(indices)
         real = to_tanh(images)
         network = self.pool.advance() if self.matching else None
@@ -134,13 +131,11 @@ class GlobalLocalTrainer(Trainer):
         with self.autocast(), frozen(self.discriminator):
             fake = self.generate(labels)
             scores, classes = self.discriminator(fake)
-            terms = {
-                "adversarial": generator_adversarial(scores, self.config.adversarial),
-                "class": F.cross_entropy(classes, labels),
-            }
+            adversarial = generator_adversarial(scores, self.config.adversarial)
+            terms = {"adversarial": adversarial, "class": F.cross_entropy(classes, labels)}
             if network is not None:
                 terms |= self.match(network, real, fake)
-        shares = gradient_shares(terms, fake) if self.logging else {}
+        shares = gradient_shares(terms, fake) if self.log_this_step else {}
         self.update(self.generator, self.optimizer_g, sum(terms.values()))
         if self.config.ema_decay:
             self.ema.update_parameters(self.generator)
@@ -164,7 +159,7 @@ class GlobalLocalTrainer(Trainer):
         Args:
             network: of the pool.
             real: images in [-1, 1], [B, C, H, W].
-            fake: images in [-1, 1] of the same labels.
+            fake: images in [-1, 1] of the same labels, [B, C, H, W].
 
         """
         weights, config = self.config.weights, self.config
@@ -174,7 +169,7 @@ class GlobalLocalTrainer(Trainer):
             with torch.no_grad():
                 real_logits, real_feature = network(real)
             fake_logits, fake_feature = network(fake)
-        terms, gather = {}, self.processes.gathered
+        terms, gather = {}, self.processes.gather
         if weights["global"]:
             distance = global_loss(gather(fake_logits), gather(real_logits), config.global_reduction)
             terms["global"] = weights["global"] * distance
@@ -184,15 +179,15 @@ class GlobalLocalTrainer(Trainer):
         return terms
 
     def discriminator_loss(self, real: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of Eq. 4 of Li et al. or of WGAN-GP, with ACGAN's class terms, on fresh images."""
+        """Return the discriminator's loss on real and fresh images.
+
+        It is that of Eq. 4 of Li et al. or of WGAN-GP, with the class terms of ACGAN.
+        """
         config = self.config
         fake_labels = self.integers(self.data.num_classes, len(real))
         with torch.no_grad():
             fake = self.generate(fake_labels)
-        (real_scores, real_classes), (fake_scores, fake_classes) = (
-            self.discriminator(real),
-            self.discriminator(fake),
-        )
+        (real_scores, real_classes), (fake_scores, fake_classes) = map(self.discriminator, (real, fake))
         loss = discriminator_adversarial(real_scores, fake_scores, config.adversarial)
         loss = loss + F.cross_entropy(real_classes, labels)
         if config.class_on_fakes:
@@ -205,12 +200,12 @@ class GlobalLocalTrainer(Trainer):
 
     @property
     def penalty_share(self) -> int:
-        """How often the gradient penalty counts in this step; 0 in the steps that a lazy one leaves out."""
+        """Factor on the gradient penalty; 0 in the steps that a lazy one leaves out."""
         every = self.config.penalty_every
         return every if self.config.adversarial == "wgan-gp" and self.state.step % every == 0 else 0
 
     def generate(self, labels: Tensor) -> Tensor:
-        """Generate fresh images in [-1, 1] of these labels."""
+        """Generate fresh images in [-1, 1], [B, C, H, W], of these labels [B]."""
         code = self.generator.code(labels, self.normal(len(labels), self.config.noise_dim))
         with self.processes.joint_moments():
             return at_least_float32(self.generator(code))

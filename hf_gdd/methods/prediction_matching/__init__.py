@@ -1,1 +1,1 @@
-"""Adversarial prediction matching (Chen et al., 2023): optimize the images themselves."""
+"""Adversarial prediction matching (Chen et al., 2023), which optimizes the images."""

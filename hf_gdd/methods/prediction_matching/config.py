@@ -1,14 +1,30 @@
 """Settings and presets of adversarial prediction matching."""
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_gdd.classifiers.networks import NETWORK_NAMES
 from hf_gdd.classifiers.recipes import Recipe, augmentation
 from hf_gdd.methods.registry import register_method
-from hf_gdd.training.config import TrainingConfig, require_choice, require_positive
+from hf_gdd.training.config import TrainingConfig, require_choice, require_not_negative, require_positive, require_share
+
+_SMALL = {"network": "convnet3", "zca": True, "image_lr": 1.0}
+_LARGE = {"network": "convnet4", "zca": False, "student_lr": 0.1, "image_batch": 500}
+# Settings of Chen et al. (2023) by preset, without the epochs of their evaluation, which are those of a `Recipe`.
+TABLE_A9 = {
+    "paper": _SMALL | {"ipc": 50, "student_lr": 0.02},
+    "cifar10-ipc500": _SMALL | {"ipc": 500, "student_lr": 0.02, "image_batch": 2500},
+    "cifar10-ipc1000": _SMALL | {"ipc": 1000, "student_lr": 0.02, "image_batch": 2500},
+    "cifar100-ipc10": _SMALL | {"ipc": 10, "student_lr": 0.02},
+    "cifar100-ipc50": _SMALL | {"ipc": 50, "student_lr": 0.04, "image_batch": 2500},
+    "cifar100-ipc100": _SMALL | {"ipc": 100, "student_lr": 0.04, "image_batch": 2500},
+    "tiny-imagenet-ipc10": _LARGE | {"ipc": 10, "image_lr": 20.0},
+    "tiny-imagenet-ipc50": _LARGE | {"ipc": 50, "image_lr": 40.0},
+    "tiny-imagenet-ipc100": _LARGE | {"ipc": 100, "image_lr": 40.0},
+    "imagenet64-ipc10": _LARGE | {"ipc": 10, "image_lr": 20.0},
+    "imagenet64-ipc50": _LARGE | {"ipc": 50, "image_lr": 20.0},
+    "imagenet64-ipc100": _LARGE | {"ipc": 100, "image_lr": 20.0},
+}
 
 
 @register_method(
@@ -29,23 +45,8 @@ class PredictionMatchingConfig(TrainingConfig):
 
     """
 
-    preset: Literal[
-        "paper",
-        "cifar10-ipc500",
-        "cifar10-ipc1000",
-        "cifar100-ipc10",
-        "cifar100-ipc50",
-        "cifar100-ipc100",
-        "tiny-imagenet-ipc10",
-        "tiny-imagenet-ipc50",
-        "tiny-imagenet-ipc100",
-        "imagenet64-ipc10",
-        "imagenet64-ipc50",
-        "imagenet64-ipc100",
-        "lite",
-        "tiny",
-    ] = "paper"
-    """see `TrainingConfig`; names such as `cifar100-ipc10` give the data set and IPC of a row of table A9"""
+    preset: Literal[(*TABLE_A9, "lite", "tiny")] = "paper"
+    """`paper` is CIFAR-10 at IPC 50, other names give the data set and IPC; `lite` and `tiny` run on a CPU"""
     method: Literal["prediction-matching"] = "prediction-matching"
     """the only method of this config"""
     ipc: int = 50
@@ -97,19 +98,16 @@ class PredictionMatchingConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = ("ipc", "teachers", "iterations", "chunk", "image_lr", "snapshots", "groups")
-        positive += tuple(f"{who}_{what}" for who in ("teacher", "student") for what in ("epochs", "batch_size", "lr"))
-        for name in (*positive, *(() if self.image_batch is None else ("image_batch",))):
-            require_positive(self, name)
+        require_positive(self, "ipc", "teachers", "iterations", "image_batch", "chunk", "image_lr")
+        require_positive(self, "snapshots", "groups")
+        fields = ("epochs", "batch_size", "lr")
+        require_positive(self, *(f"{role}_{field}" for role in ("teacher", "student") for field in fields))
+        require_not_negative(self, "mid_gap", "hard_weight")
+        require_share(self, "image_momentum")
         require_choice(self, "network", NETWORK_NAMES)
-        if not 0 <= self.image_momentum < 1:
-            raise ValueError(f"image_momentum is {self.image_momentum}; it must lie in [0, 1).")
-        for name in ("mid_gap", "hard_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or above: 0 switches it off.")
         if self.student_epochs < self.snapshots:
             raise ValueError(
-                f"{self.snapshots} snapshots of {self.student_epochs} student_epochs: ask for one an epoch at most."
+                f"snapshots is {self.snapshots}; it must not exceed student_epochs, {self.student_epochs}."
             )
         for recipe in (self.teacher_recipe, self.student_recipe):  # which refuse what no classifier can be trained by
             if augmentation(recipe.augment).takes_unit_range:
@@ -122,49 +120,27 @@ class PredictionMatchingConfig(TrainingConfig):
 
     @property
     def student_recipe(self) -> Recipe:
-        """Recipe of a student: E + 1 epochs, for the last snapshot is taken after epoch E, counted from 0."""
+        """Recipe of a student, with one epoch more than `student_epochs`.
+
+        Epochs are counted from 0, and the last snapshot is taken after epoch `student_epochs`.
+        """
         return self._recipe("student", self.student_epochs + 1)
 
-    def _recipe(self, who: str, epochs: int) -> Recipe:
-        batch_size, lr = (getattr(self, f"{who}_{name}") for name in ("batch_size", "lr"))
-        return Recipe(
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            schedule="halved",
-            augment=self.augment,
-            mixed_precision=self.mixed_precision,
-        )
+    def _recipe(self, role: str, epochs: int) -> Recipe:
+        batch_size, lr = (getattr(self, f"{role}_{name}") for name in ("batch_size", "lr"))
+        shared = {"schedule": "halved", "augment": self.augment, "mixed_precision": self.mixed_precision}
+        return Recipe(epochs=epochs, batch_size=batch_size, lr=lr, **shared)
 
     def identity(self) -> dict[str, Any]:
-        """Return what is computed, as primitives; where teachers are stored changes nothing."""
+        """Return the settings that decide results, as primitives.
+
+        The folder of stored teachers is left out.
+        """
         return {name: value for name, value in super().identity().items() if name != "teacher_cache"}
 
 
-def _published() -> Mapping[str, PredictionMatchingConfig]:
-    """Return the settings of table A9, without the epochs of its evaluation, which a `Recipe` has."""
-    small = {"network": "convnet3", "zca": True, "image_lr": 1.0}
-    large = {"network": "convnet4", "zca": False, "student_lr": 0.1, "image_batch": 500}
-    rows = {
-        ("cifar10", 50): small | {"student_lr": 0.02},
-        ("cifar10", 500): small | {"student_lr": 0.02, "image_batch": 2500},
-        ("cifar10", 1000): small | {"student_lr": 0.02, "image_batch": 2500},
-        ("cifar100", 10): small | {"student_lr": 0.02},
-        ("cifar100", 50): small | {"student_lr": 0.04, "image_batch": 2500},
-        ("cifar100", 100): small | {"student_lr": 0.04, "image_batch": 2500},
-        ("tiny-imagenet", 10): large | {"image_lr": 20.0},
-        ("tiny-imagenet", 50): large | {"image_lr": 40.0},
-        ("tiny-imagenet", 100): large | {"image_lr": 40.0},
-        ("imagenet64", 10): large | {"image_lr": 20.0},
-        ("imagenet64", 50): large | {"image_lr": 20.0},
-        ("imagenet64", 100): large | {"image_lr": 20.0},
-    }
-    named = {"paper" if row == ("cifar10", 50) else f"{row[0]}-ipc{row[1]}": (row[1], rows[row]) for row in rows}
-    return {name: PredictionMatchingConfig(preset=name, ipc=ipc, **row) for name, (ipc, row) in named.items()}
-
-
 PRESETS = {
-    **_published(),
+    **{name: PredictionMatchingConfig(preset=name, **settings) for name, settings in TABLE_A9.items()},
     "lite": PredictionMatchingConfig(
         preset="lite",
         ipc=10,

@@ -1,4 +1,4 @@
-"""Groups of images that are optimized independently of each other, as processes do."""
+"""Groups of images that are optimized independently of each other."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +37,18 @@ class Group:
             "students": [{name: x.cpu() for name, x in student.state_dict().items()} for student in self.students],
         }
 
-    def load_state_dict(self, state: dict[str, Any], blank: Callable[[], nn.Module]) -> None:
-        """Continue where `state_dict` was taken, with networks built by `blank`."""
+    def load_state_dict(self, state: dict[str, Any], build: Callable[[], nn.Module]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Args:
+            state: from `state_dict`.
+            build: builds a network, whose weights are then replaced by those of a student.
+
+        """
         for name in ("images", "velocity"):
             getattr(self, name).copy_(state[name])
         self.random.load_state_dict(state["random"])
-        self.teacher_number, self.students = state["teacher_number"], [blank() for _ in state["students"]]
+        self.teacher_number, self.students = state["teacher_number"], [build() for _ in state["students"]]
         for student, weights in zip(self.students, state["students"], strict=True):
             student.load_state_dict(weights)
             student.eval().requires_grad_(False)
@@ -54,24 +60,24 @@ class Groups:
     Args:
         own: groups of this process, by number.
         processes: the processes of the run.
-        blank: builds a network for a student's weights.
+        build: builds a network for a student's weights.
 
     """
 
-    def __init__(self, own: dict[int, Group], processes: Processes, blank: Callable[[], nn.Module]) -> None:
-        self.own, self.processes, self.blank = own, processes, blank
+    def __init__(self, own: dict[int, Group], processes: Processes, build: Callable[[], nn.Module]) -> None:
+        self.own, self.processes, self.build = own, processes, build
 
     def images(self) -> Tensor:
         """Return the images of all groups in the bank's order, in host memory."""
-        parts = self.processes.collected([(group.rows.cpu(), group.images.cpu()) for group in self.own.values()])
+        parts = self.processes.gather_objects([(group.rows.cpu(), group.images.cpu()) for group in self.own.values()])
         rows, images = (torch.cat(part) for part in zip(*parts, strict=True))
         return images[rows.argsort()]
 
     def state_dict(self) -> dict[int, Any]:
-        """Return the groups of all processes, so that another number of processes can resume."""
-        return dict(self.processes.collected([(number, group.state_dict()) for number, group in self.own.items()]))
+        """Return the groups of all processes: any number of processes can resume."""
+        return dict(self.processes.gather_objects([(number, group.state_dict()) for number, group in self.own.items()]))
 
     def load_state_dict(self, state: dict[int, Any]) -> None:
         """Continue where `state_dict` was taken."""
         for number, group in self.own.items():
-            group.load_state_dict(state[number], self.blank)
+            group.load_state_dict(state[number], self.build)

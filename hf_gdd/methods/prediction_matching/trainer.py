@@ -1,4 +1,4 @@
-"""Adversarial prediction matching (Chen et al., 2023, arXiv 2312.08912): the images themselves are optimized."""
+"""Adversarial prediction matching (Chen et al., 2023, arXiv 2312.08912)."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -28,9 +28,10 @@ START = "start"  # subfolder of a run, and method, of the bank that it began wit
 
 
 class PredictionMatchingTrainer(Trainer):
-    """Optimize images so that students trained on them predict like teachers trained on real data.
+    """Optimize images so that students trained on them predict like teachers.
 
-    Students learn to predict like a teacher on the images; the images move to where the students do not yet.
+    Teachers are trained on real data. Students learn to predict like a teacher on the images; the images move to where
+    the students do not yet.
 
     Example:
         trainer = PredictionMatchingTrainer("digits", preset="tiny", output_dir="runs/digits-bank")
@@ -60,9 +61,7 @@ class PredictionMatchingTrainer(Trainer):
         groups, processes = self.config.groups, self.processes.count
         parts = self.config.ipc if self.config.group_by == "images" else self.data.num_classes
         if parts % groups:
-            raise ValueError(
-                f"groups is {groups}, which does not divide the {parts} {self.config.group_by} of the bank."
-            )
+            raise ValueError(f"groups is {groups}; it must divide the {parts} {self.config.group_by} of the bank.")
         if groups % processes:
             raise ValueError(
                 f"groups is {groups}, which {processes} processes do not divide: pass a multiple of {processes} that "
@@ -79,21 +78,21 @@ class PredictionMatchingTrainer(Trainer):
         missing = self.teachers.missing(range(config.teachers))
         self.processes.wait()  # until all have looked, so that all divide the same
         mine = missing[self.processes.index :: self.processes.count]
-        self.teachers.prepare(mine, progress=self.processes.main)
+        self.teachers.prepare(mine, progress=self.processes.is_main)
         self.processes.wait()
 
         images, labels = self._initial_images()
-        place = torch.arange(len(images), device=self.device)
-        part, parts = (place % config.ipc, config.ipc) if config.group_by == "images" else (labels, data.num_classes)
+        order = torch.arange(len(images), device=self.device)
+        part, parts = (order % config.ipc, config.ipc) if config.group_by == "images" else (labels, data.num_classes)
         own = {}
-        for number in self.processes.part(torch.arange(config.groups)).tolist():
-            rows = place[part * config.groups // parts == number]
+        for number in self.processes.local_part(torch.arange(config.groups)).tolist():
+            rows = order[part * config.groups // parts == number]
             own[number] = Group(rows, images[rows], labels[rows], Random(config.seed, self.device, stream=number + 1))
         self.groups = Groups(own, self.processes, self._network)
         return {"groups": self.groups}
 
     def _initial_images(self) -> tuple[Tensor, Tensor]:
-        """Return the first images as networks see them, and their labels, class after class."""
+        """Return the first images as networks see them, by class, and their labels."""
         labels = torch.arange(self.data.num_classes, device=self.device).repeat_interleave(self.config.ipc)
         if self.config.start == "noise":
             shape = (len(labels), *self.data.shape)
@@ -107,21 +106,32 @@ class PredictionMatchingTrainer(Trainer):
         return network.to(self.device)
 
     def begin(self, stage: Stage) -> None:
-        """Save the bank as it is before the first step: the control that matching is measured against."""
+        """Save the bank as it is before the first step.
+
+        Matching is measured against this control.
+        """
         bank, record = self.to_generator(), self.training_record()
         shared = ("start", "ipc", "network", "zca", "seed", "source", "license")
         bank.register_to_config(training={"method": START} | {name: record[name] for name in shared})
-        if self.processes.main:
+        if self.processes.is_main:
             bank.save_pretrained(self.run.path / START)
 
-    def next_rows(self, stage: Stage) -> Tensor:
+    def next_indices(self, stage: Stage) -> Tensor:
         """Draw positions in every group, [groups, images], anew for every iteration."""
         size, rng = self.config.ipc * self.data.num_classes // self.config.groups, self.random.rng
         keys = torch.rand(self.config.groups, size, generator=rng, device=rng.device)
         return keys.argsort(1)[:, : stage.batch_size]
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """Take one iteration of every group of this process, on its images at these positions."""
+        """Take one iteration of every group of this process.
+
+        Args:
+            indices: positions of images in each of these groups, int64 [groups / processes, images].
+
+        Returns:
+            Means over the groups, as scalar tensors.
+
+        """
         chosen = list(zip(self.groups.own.values(), indices, strict=True))
         if self.state.step % (self.config.mid_gap + 1) == 0:
             for several in stack_groups(chosen, self.config.network, self.device):
@@ -130,14 +140,16 @@ class PredictionMatchingTrainer(Trainer):
         return {name: torch.stack([terms[name] for terms in metrics]).mean() for name in metrics[0]}
 
     def train_students(self, chosen: Sequence[tuple[Group, Tensor]]) -> None:
-        """Draw a teacher for each group, and train a student to predict like it, with snapshots on the way.
+        """Train a student for each group to predict like a teacher drawn anew.
+
+        Snapshots of the student are taken on the way.
 
         Args:
             chosen: groups, each with the positions of the images its student learns from, equally many for all.
 
         """
         recipe = self.config.student_recipe
-        groups, learners, sets = zip(*(self._lesson(group, rows) for group, rows in chosen), strict=True)
+        groups, learners, sets = zip(*(self._prepare_student(group, rows) for group, rows in chosen), strict=True)
         ensemble, rngs = ClassifierEnsemble(learners, stacked=True), [group.random.rng for group in groups]
         for epoch in range(recipe.epochs):
             orders = [shuffled_batches(len(sets[0][0]), recipe, rng) for rng in rngs]
@@ -148,8 +160,11 @@ class PredictionMatchingTrainer(Trainer):
                 for group, learner in zip(groups, ensemble.learners, strict=True):
                     group.students.append(deepcopy(learner.network).eval().requires_grad_(False))
 
-    def _lesson(self, group: Group, rows: Tensor) -> tuple[Group, Learner, tuple[Tensor, Tensor]]:
-        """Return a group, a fresh student, and these images with the logits of a teacher drawn anew."""
+    def _prepare_student(self, group: Group, rows: Tensor) -> tuple[Group, Learner, tuple[Tensor, Tensor]]:
+        """Return a group, a fresh student, and its training set.
+
+        The set is these images of the group, with the logits of a teacher drawn anew.
+        """
         config, recipe = self.config, self.config.student_recipe
         group.teacher_number, group.students = group.random.integer(config.teachers), []
         teacher, images = self.teachers[group.teacher_number], group.images[rows]
@@ -159,7 +174,10 @@ class PredictionMatchingTrainer(Trainer):
         return group, Learner(student, self.transform, recipe, recipe.steps(len(rows))), (images, logits)
 
     def move_images(self, group: Group, rows: Tensor) -> dict[str, Tensor]:
-        """Move images up the gap between students and teacher, and down the teacher's cross-entropy (Eq. 6)."""
+        """Move images of a group by the gradient of Eq. 6.
+
+        They go up the gap between students and teacher, and down the teacher's cross-entropy.
+        """
         config, teacher = self.config, self.teachers[group.teacher_number]
         group.velocity.mul_(config.image_momentum)
         totals = {"gap": 0.0, "cross_entropy": 0.0}
@@ -176,8 +194,8 @@ class PredictionMatchingTrainer(Trainer):
         movement = group.velocity.square().mean().sqrt()  # not finite if an image is not
         return totals | {"gap": totals["gap"] / len(group.students), "movement": movement}
 
-    def memory_setting(self, stage: Stage) -> tuple[str, int]:
-        """Return the number of images that teacher and students see at a time."""
+    def batch_size_setting(self, stage: Stage) -> tuple[str, int]:
+        """Return the setting to lower when memory runs out: images seen at a time."""
         return "chunk", self.config.chunk
 
     @property
@@ -193,7 +211,7 @@ class PredictionMatchingTrainer(Trainer):
         return {epochs * (i + 1) // count for i in range(count)}
 
     def to_generator(self) -> ImageBank:
-        """Return the images as pixels, with the first teacher's labels for what they have become."""
+        """Return the images as pixels, and the first teacher's labels for them."""
         config, data = self.config, self.data
         parts = self.groups.images().split(config.chunk)
         images = torch.cat([unit_to_uint8(self.transform.inverse(part.to(self.device))) for part in parts])
@@ -223,11 +241,10 @@ class PredictionMatchingTrainer(Trainer):
 def prediction_terms(
     images: Tensor, labels: Tensor, teacher: nn.Module, students: Sequence[nn.Module]
 ) -> dict[str, Tensor]:
-    """Return the gap that images ascend, summed over students, and the cross-entropy they descend (Eq. 6).
+    """Return the terms of Eq. 6: the `gap` to ascend, the `cross_entropy` to descend.
 
-    Both are means over images.
-
-    The teacher's logits are shared by all students, which gives the gradient of the sum of separate gaps.
+    Both are means over images, and the gap a sum over students. The teacher's logits are shared by all students, which
+    gives the gradient of the sum of separate gaps.
     """
     logits = teacher(images)[0]
     gap = sum(prediction_gap(student(images)[0], logits) for student in students)

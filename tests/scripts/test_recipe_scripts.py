@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from datasets import load_dataset
 from diffusers import DiTPipeline
 from kinds import parts
 
-from hf_gdd import AutoGenerator, ImageTensors, Recipe, Report, Trainer
+from hf_gdd import AutoGenerator, ImageTensors, Recipe, Trainer
 from hf_gdd.classifiers import recipes
 from hf_gdd.methods.diffusion_memory import config as diffusion
 from hf_gdd.methods.global_local import config as global_local
@@ -47,16 +46,12 @@ def names(report):
     return {row.name for row in report.results}
 
 
-def test_digits(tmp_path, capsys, monkeypatch):
-    recipe = script("digits")
-    monkeypatch.setattr(recipe, "matching_losses", partial(recipe.matching_losses, n=1, per_image=1))
-    recipe.main(tmp_path, n=1)
+def test_digits(tmp_path, capsys):
+    script("digits").main(tmp_path, n=1)
     methods = {"cgan", "cgan-continued", "dim", "global-local"}
     report = AutoGenerator.from_pretrained(tmp_path / "dim" / "generator").report
     assert names(report) == methods | {"random-real", "full data"}
-    printed = capsys.readouterr().out
-    assert report.markdown() in printed
-    assert printed.count("global ") == 4
+    assert report.markdown() in capsys.readouterr().out
     assert len(ImageTensors.from_dataset(load_dataset("parquet", data_files=str(tmp_path / "ipc10.parquet")))) == 100
 
 
@@ -77,18 +72,6 @@ def test_diffusion_digits(tmp_path, capsys, monkeypatch):
     report = AutoGenerator.from_pretrained(tmp_path / "minimax" / "generator").report
     assert names(report) == {"dit", "minimax", "self-adaptive", "random-real", "full data"}
     assert capsys.readouterr().out.count("over dit") == 3
-
-
-def test_imagenette(tmp_path, capsys, monkeypatch):
-    recipe = script("imagenette")
-    monkeypatch.setattr(recipe, "IPCS", (1,))
-    monkeypatch.setattr(recipe, "METHODS", {name: recipe.METHODS[name] for name in ("dit", "self-adaptive, epoch")})
-    monkeypatch.setattr(recipe, "SWEEP", {"memory 16": {"real_memory": 16, "gen_memory": 16}})
-    monkeypatch.setattr(recipe, "memory_cosines", partial(recipe.memory_cosines, steps=2, capacity=4))
-    recipe.main("digits", tmp_path, test_split="test", n=1, max_steps=1, eval_steps=2)
-    expected = {"dit", "self-adaptive, epoch", "memory 16", "random-real", "full data"}
-    assert names(Report.load(tmp_path / "report.json")) == expected
-    assert {"redundant", "oldest"} <= set(capsys.readouterr().out.split())
 
 
 def test_imagenet_subsets(tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Networks of the diffusion methods: built from scratch, or taken from a pretrained pipeline."""
+"""Components of a diffusion model, built from scratch or taken from a pipeline."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from hf_gdd.utils.random import seeded
 
 
 @dataclass(frozen=True)
-class Networks:
+class Components:
     """Networks and noise schedule that a training starts from.
 
     Attributes:
@@ -35,7 +35,7 @@ class Networks:
     pretrained: DiffusionGenerator | None = None
 
 
-def build_networks(config: DiffusionMemoryConfig, data: ImageTensors) -> Networks:
+def build_components(config: DiffusionMemoryConfig, data: ImageTensors) -> Components:
     """Build untrained networks for a data set.
 
     Raises:
@@ -53,10 +53,10 @@ def build_networks(config: DiffusionMemoryConfig, data: ImageTensors) -> Network
         sizes = {name: getattr(config, name) for name in ("width", "depth", "heads", "patch_size")}
         transformer = small_transformer(config.latent_channels, side, **sizes)
     schedule = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False)
-    return Networks(transformer, vae, schedule, torch.arange(data.num_classes))
+    return Components(transformer, vae, schedule, torch.arange(data.num_classes))
 
 
-def load_networks(config: DiffusionMemoryConfig, data: ImageTensors) -> Networks:
+def load_components(config: DiffusionMemoryConfig, data: ImageTensors) -> Components:
     """Load a pretrained pipeline, for the classes of a data set.
 
     Raises:
@@ -79,11 +79,11 @@ def load_networks(config: DiffusionMemoryConfig, data: ImageTensors) -> Networks
     if len(classes) != data.num_classes:
         raise ValueError(f"{len(classes)} classes are named for the {data.num_classes} of {data.source}.")
     model = model.select(classes, data.class_names)
-    return Networks(model.transformer, model.vae, model.scheduler, model.rows, model)
+    return Components(model.transformer, model.vae, model.scheduler, model.rows, model)
 
 
 class PretrainedBase:
-    """Fingerprint of the base model, so that a checkpoint cannot be resumed with other base weights."""
+    """Fingerprint of the base model, so that no run resumes with other base weights."""
 
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
