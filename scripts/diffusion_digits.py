@@ -1,4 +1,6 @@
-"""Diffusion with self-adaptive memory on the bundled 8x8 digits, beside its control `dit` and Minimax.
+"""Diffusion with self-adaptive memory on the bundled 8x8 digits.
+
+It stands beside its control `dit` and Minimax.
 
     python scripts/diffusion_digits.py
 
@@ -70,7 +72,7 @@ def main(
 
 
 def coverages(generator: DiffusionGenerator, features: FeatureEvaluator) -> torch.Tensor:
-    """Return the coverage of ten images of every class for each image seed, [IMAGE_SEEDS]."""
+    """Return the coverage of ten images per class for each image seed."""
     labels, indices = torch.arange(10).repeat_interleave(10), torch.arange(10).repeat(10)
     values = []
     for seed in range(IMAGE_SEEDS):

@@ -1,4 +1,4 @@
-"""Distill the bundled 8x8 digits by four GAN methods, then evaluate and compare them.
+"""Distill the bundled 8x8 digits by four GAN methods, and compare them.
 
     python scripts/digits.py
 

@@ -1,4 +1,6 @@
-"""Global-local distillation of CIFAR-10, Fashion-MNIST or MNIST, evaluated at 1, 10 and 50 images per class.
+"""Distill CIFAR-10, Fashion-MNIST or MNIST by global-local matching.
+
+It is evaluated at 1, 10 and 50 images per class.
 
     python scripts/global_local.py --dataset cifar10           # preset `paper`: published sizes and lengths, for a GPU
     accelerate launch scripts/global_local.py --dataset mnist  # the same on every GPU of the machine

@@ -1,4 +1,6 @@
-"""Diffusion with self-adaptive memory as published: DiT-XL/2 at 256 px, tuned on ten classes of ImageNet, for a GPU.
+"""Diffusion with self-adaptive memory at the published size, for a GPU.
+
+DiT-XL/2 at 256 px is tuned on ten classes of ImageNet.
 
     python scripts/imagenet_subsets.py --dataset <folder or Hub id of ImageNette, ImageWoof or ImageIDC>
 

@@ -1,4 +1,6 @@
-"""Create the bundled digits: hf_gdd/data/digits/{train,test}.parquet, as the README.md there describes them.
+"""Create the bundled digits, hf_gdd/data/digits/{train,test}.parquet.
+
+The README.md there describes them.
 
 This needs scikit-learn, which hf_gdd itself does not need: `pip install scikit-learn`.
 """

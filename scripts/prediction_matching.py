@@ -1,4 +1,6 @@
-"""Adversarial prediction matching, beside its start and random real images, with hard and with soft labels.
+"""Adversarial prediction matching, beside its start and random real images.
+
+It is evaluated with hard and with soft labels.
 
     python scripts/prediction_matching.py                 # the bundled 8x8 digits, ten images per class
 

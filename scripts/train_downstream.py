@@ -1,4 +1,6 @@
-"""Ordinary training script that also takes distilled data: only the line that loads `train` differs.
+"""Ordinary training script that also takes distilled data.
+
+Only the line that loads `train` differs.
 
     python scripts/train_downstream.py --dataset digits                                     # real images
     python scripts/train_downstream.py --dataset digits --generator model_cards/digits      # 10 images of every class

@@ -125,7 +125,7 @@ def _resnet(
     large: bool = False,
     fan_out: bool = True,
 ) -> nn.Module:
-    """Build a ResNet of four stages of `blocks` basic blocks; by default one of the pool.
+    """Build a ResNet of four stages of `blocks` blocks; by default one of the pool.
 
     Each stage after the first doubles the width and halves the map. The stem of a `large` network depends on the
     size of the images. With `fan_out`, the weights of convolutions are normal and scaled by the fan-out.

@@ -58,7 +58,6 @@ class Materialize:
             if launched()[0] > 0:  # all processes have made the set; one writes it
                 continue
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
-            folder.mkdir(parents=True, exist_ok=True)
             write_parquet(data, folder / "train.parquet")
             print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
         if self.push_to_hub and launched()[0] == 0:

@@ -237,6 +237,16 @@ def load_distilled_dataset(
 
 
 def write_parquet(data: datasets.Dataset, path: Path) -> None:
-    """Write a set as one Parquet file, complete or not at all."""
-    with atomic_write(path) as file:
-        data.to_parquet(file)
+    """Write a set as one Parquet file, complete or not at all.
+
+    Raises:
+        OSError: its folder cannot be made, or the file cannot be written; the images stay in the cache.
+
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            data.to_parquet(file)
+    except OSError as error:
+        remedy = "its images are cached: free some space or choose another folder, and repeat"
+        raise OSError(error.errno, f"{path} cannot be written ({error.strerror}); {remedy}") from error

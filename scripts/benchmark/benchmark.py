@@ -1,4 +1,4 @@
-"""Measure the throughput of every hot path beside a plain reference; the text below is that of docs/benchmark.md.
+"""Measure the throughput of every hot path beside a plain reference.
 
 This page is written by `python scripts/benchmark/benchmark.py --page` from `scripts/benchmark/benchmark.json`. Without
 `--page` the script measures, on a CPU or a GPU, and writes such a file.
@@ -66,7 +66,10 @@ def seconds(call: Callable[[], Any], device: torch.device, times: int = 1) -> fl
 
 
 def worker_seconds(reference: Callable[[int], Callable[[], Any]], count: int, device: torch.device) -> float:
-    """Return the time of a step with this many loader workers, which end with this function."""
+    """Return the seconds of a step with this many loader workers.
+
+    The workers end with this function.
+    """
     step = reference(count)
     step()
     return seconds(step, device)
@@ -77,7 +80,7 @@ SIDES: dict[str, tuple[Callable[[], Any], torch.device, int]] = {}
 
 
 def begin(folder: str, settings: dict[str, Any], path: str, ours: dict[str, Any] | None) -> dict[str, Any]:
-    """Build and warm up one side of a path: ours with these settings, or the reference."""
+    """Build and warm up one side of a path: ours, or the reference."""
     paths = HotPaths(settings["size"], folder)
     case, device, tried = getattr(paths, path)(), paths.device, {}
     if ours is None and case.loads:
@@ -94,7 +97,10 @@ def begin(folder: str, settings: dict[str, Any], path: str, ours: dict[str, Any]
 
 
 def restore_malloc() -> None:
-    """Undo `keep_freed_memory`, which building a trainer called: set the largest thresholds glibc takes by itself."""
+    """Undo `keep_freed_memory`, which building a trainer called.
+
+    It sets the largest thresholds that glibc takes by itself.
+    """
     if keep_freed_memory(torch.device("cpu")):
         for option, most in ((-3, 2**25), (-1, 2**26)):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(option, most)
@@ -107,7 +113,10 @@ def turn(folder: str) -> float:
 
 @contextmanager
 def process() -> Iterator[Callable[..., Any]]:
-    """Start a process; yields a function that runs functions in it and waits for their results."""
+    """Start a process; yields a function that runs functions in it.
+
+    It waits for their results.
+    """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         yield lambda function, *args: pool.submit(function, *args).result()
 
@@ -129,7 +138,10 @@ def measure(settings: dict[str, Any], path: str, preset: str) -> dict[str, Any]:
 
 
 def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that the numbers depend on; folders appear by their last name only."""
+    """Return everything that the numbers depend on.
+
+    Folders appear by their last name only.
+    """
     cpu = f"CPU {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
     packages = ("hf_gdd", "torch", "datasets", "diffusers", "accelerate", "numpy", "pillow")
@@ -146,7 +158,10 @@ def circumstances(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Return a row for every path and preset, and the circumstances; earlier versions recorded more than is shown."""
+    """Return a row for every path and preset, and the circumstances.
+
+    Earlier versions recorded more than is shown.
+    """
     header, rows = ["path", "settings", "images", "plain s", "ours s", "plain / ours", "plain img/s", "ours img/s"], []
     for row in record["paths"]:
         ours, plain = statistics.median(row["seconds"]), statistics.median(row["reference_seconds"])

@@ -1,4 +1,7 @@
-"""The hot paths that `benchmark.py` measures, each in the library's way and in that of `plain_reference.py`."""
+"""The hot paths that `benchmark.py` measures.
+
+Each is run in the library's way and in that of `plain_reference.py`.
+"""
 
 import math
 from collections.abc import Callable
@@ -127,7 +130,10 @@ class HotPaths:
     # The paths.
 
     def gan(self, stage: str = "gan") -> Case:
-        """A step of generator and discriminator; in stage `match` with the inner steps of the pool's network."""
+        """A step of generator and discriminator.
+
+        In stage `match` it has the inner steps of the pool's network.
+        """
         size = self.size["batch"][stage]
         settings = self.size["gan"] | {f"{stage}_batch_size": size, "inner_steps": self.size["inner"]}
         settings |= {"pool": (self.size["network"],), "match_epochs": 10**6, "gan_epochs": 10**6}
@@ -151,7 +157,10 @@ class HotPaths:
         return self.gan("match")
 
     def diffusion(self) -> Case:
-        """A tuning step of a small transformer with full memories; its latents are encoded beforehand."""
+        """A tuning step of a small transformer with full memories.
+
+        Its latents are encoded beforehand.
+        """
         size, data = self.size["batch"]["diffusion"], self.part(2000)
         settings = self.size["diffusion"] | {"pretrained": None, "tune_batch_size": size, "tune_epochs": 10**6}
 
@@ -171,7 +180,10 @@ class HotPaths:
         return Case(size, ours, reference)
 
     def prediction(self) -> Case:
-        """A step of all images against five students; teacher and students are briefly trained beforehand."""
+        """A step of all images against five students.
+
+        Teacher and students are briefly trained beforehand.
+        """
         images = self.size["batch"]["prediction"]
         ipc, data = images // self.data.num_classes, self.part(max(500, 3 * images))
         settings = {"network": self.size["network"], "ipc": ipc, "zca": False, "mid_gap": 10**6, "iterations": 10**9}
@@ -186,7 +198,10 @@ class HotPaths:
         return Case(images, ours, lambda workers: plain_reference.PredictionStep(start), loads=False)
 
     def materialize(self) -> Case:
-        """A set from the generator to its last row on disk, beside the bare forward pass of as many images."""
+        """A set from the generator to its last row on disk.
+
+        The bare forward pass of as many images stands beside it.
+        """
         ipc, generator = self.size["ipc"], self.generator()
         images, seeds, cache = ipc * generator.num_classes, iter(range(10**9)), str(self.folder / "cache")
 
@@ -229,7 +244,10 @@ class HotPaths:
 
 
 def fill(remember: Callable[..., Any], trainer: DiffusionMemoryTrainer, size: int) -> None:
-    """Remember random latents until both memories are full, as they are for most of a training."""
+    """Remember random latents until both memories are full.
+
+    They are full for most of a training.
+    """
     classes, device = len(trainer.rows), trainer.device
     latents = torch.randn((size, *trainer.latents.shape), generator=torch.Generator().manual_seed(0)).to(device)
     for first in range(0, classes * trainer.config.real_memory + size, size):

@@ -1,4 +1,6 @@
-"""The methods as the papers' public code runs them, written out from the equations, to compare with.
+"""The methods as the papers' public code runs them, to compare with.
+
+They are written out from the equations.
 
 Images are arrays that a `DataLoader` turns into PIL images and tensors. One network is trained at a time, in float32
 and NCHW, with gradients of everything that takes part, and losses are read in every step. The networks are copies of
@@ -26,7 +28,10 @@ from hf_gdd.methods.diffusion_memory.losses import variance_bound
 
 
 class Pictures(Dataset):
-    """Arrays [H, W, C] that become PIL images, then tensors in [-1, 1], one at a time, as in torchvision's sets."""
+    """Arrays [H, W, C] that become PIL images, then tensors in [-1, 1].
+
+    That happens one at a time, as in torchvision's sets.
+    """
 
     def __init__(self, data: ImageTensors, flip: bool = False) -> None:
         self.arrays, self.labels = data.images.cpu().permute(0, 2, 3, 1).numpy(), data.labels.tolist()
@@ -62,7 +67,10 @@ def plain(module: nn.Module) -> Any:
 
 
 class GanStep:
-    """One step of the generator, then one of the discriminator, of a WGAN-GP with a class head."""
+    """One step of the generator, then one of the discriminator.
+
+    The GAN is a WGAN-GP with a class head.
+    """
 
     def __init__(self, trainer: GlobalLocalTrainer, batches: Any, lr: float) -> None:
         self.generator, self.discriminator = plain(trainer.generator), plain(trainer.discriminator)
@@ -101,7 +109,10 @@ class GanStep:
         return self.generator(torch.cat([F.one_hot(labels, self.generator.num_classes).float(), normal], dim=1))
 
     def penalty(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Return the gradient penalty: squared distance from 1 of the slope between real and fake images."""
+        """Return the gradient penalty.
+
+        It is the squared distance from 1 of the slope between real and fake images.
+        """
         mix = torch.rand((len(real),)).to(self.device).view(-1, 1, 1, 1)
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         (slope,) = torch.autograd.grad(self.discriminator(between)[0].sum(), between, create_graph=True)
@@ -124,7 +135,7 @@ class MatchStep(GanStep):
         self.sgd = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def matching(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Return the weighted distances of log-probabilities and of the batch means of an intermediate feature."""
+        """Return the weighted distances of log-probabilities and of mean features."""
         for images, labels in islice(self.own, self.config.inner_steps):
             images, labels = images.to(self.device), labels.to(self.device)
             loss = F.cross_entropy(self.network(self.prepare_batch(images, "color_crop", len(images)))[0], labels)
@@ -185,7 +196,10 @@ class MemoryStep:
         return {"loss": loss.item()}
 
     def memory_terms(self, pred_x0: Tensor, labels: Tensor) -> Tensor | float:
-        """Return the loss of each class: like its least similar real latent, unlike its most similar generated one."""
+        """Return the two memory losses of each class.
+
+        A class is to be like its least similar real latent, and unlike its most similar generated one.
+        """
         terms, present = 0.0, labels.unique().tolist()
         for label in present:
             mine = pred_x0[labels == label].flatten(1)
@@ -195,7 +209,10 @@ class MemoryStep:
         return terms
 
     def remember(self, pred_x0: Tensor, clean: Tensor, labels: Tensor) -> None:
-        """Add a batch to both memories; of a class with too many members, the one most similar to all others leaves."""
+        """Add a batch to both memories.
+
+        Of a class with too many members, the one most similar to all others leaves.
+        """
         real, generated = (self.real, clean, self.config.real_memory), (self.generated, pred_x0, self.config.gen_memory)
         for (memory, latents, capacity), label in product((real, generated), labels.unique().tolist()):
             memory[label] += list(latents[labels == label].flatten(1).clone())
@@ -210,7 +227,10 @@ def cosines(latents: Tensor, memory: Sequence[Tensor]) -> Tensor:
 
 
 class PredictionStep:
-    """A step of the images up the gap between students and teacher, which predicts anew for every student."""
+    """A step of the images up the gap between students and teacher.
+
+    The teacher predicts anew for every student.
+    """
 
     def __init__(self, trainer: PredictionMatchingTrainer) -> None:
         group, self.config = trainer.groups.own[0], trainer.config

@@ -1,4 +1,4 @@
-"""The tables of Li et al. (2024) as experiments: trainings and evaluations, in the order in which to run them."""
+"""The tables of Li et al. (2024) as trainings and evaluations, in order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -129,7 +129,9 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """A piece of work that leaves one JSON: a training, the evaluation of its generator, or baselines.
+    """A piece of work that leaves one JSON.
+
+    It is a training, the evaluation of its generator, or baselines.
 
     Attributes:
         size: name in `SIZES`.
@@ -176,7 +178,10 @@ def slug(name: str) -> str:
 
 
 def experiments(size: str) -> list[Experiment]:
-    """Return all experiments in order: Table 1 seed by seed, its best of five tests, then the rest."""
+    """Return all experiments in order.
+
+    Table 1 comes first, seed by seed, then its best of five tests, then the rest.
+    """
     ordered, seeds = [], SIZES[size].seeds
 
     def add(data: str, variants: tuple[str, ...], seed: int = 0, **evaluation: Any) -> None:
@@ -203,5 +208,8 @@ def experiments(size: str) -> list[Experiment]:
 
 
 def card_experiments(size: str) -> list[Experiment]:
-    """Return the evaluations whose generators go to model_cards: global-local of seed 0 on every data set."""
+    """Return the evaluations whose generators go to model_cards.
+
+    They are global-local of seed 0 on every data set.
+    """
     return [Experiment(size, data, "judge", "global-local", 0, IPCS, PROTOCOLS) for data in SIZES[size].seeds]

@@ -92,7 +92,7 @@ class Runner:
         return content | {"fingerprint": generator.fingerprint}
 
     def evaluate(self, experiment: Experiment, train: ImageTensors, test: ImageTensors) -> Report:
-        """Train networks on images of a generator, on random real images and all, or on those that a rule selects."""
+        """Train networks on generated, random real, all, or selected real images."""
         size, ipcs = SIZES[experiment.size], experiment.ipcs
         options = {"networks": experiment.networks or (size.network,), "n": size.n, "shared_draws": size.shared_draws}
         options["recipe"] = size.recipe_for(experiment.data)
@@ -124,7 +124,10 @@ class Runner:
         return generator
 
     def save_card(self, judge: Experiment, results: Results) -> None:
-        """Save the generator of a finished evaluation in model_cards, with its rows and the baselines."""
+        """Save the generator of a finished evaluation with its card in model_cards.
+
+        The card has its rows and the baselines.
+        """
         generator = self.generator(judge.needs[0])
         rows = [e for e in results.finished if e == judge or (e.data, e.kind) == (judge.data, REAL)]
         generator.report = Report.merge(results.records[each]["report"] for each in rows)

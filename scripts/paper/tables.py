@@ -1,4 +1,6 @@
-"""Write docs/results.md and its figures from the JSON of finished experiments and the reports in model_cards.
+"""Write docs/results.md and its figures from JSON.
+
+The JSON is that of finished experiments, and the reports in model_cards.
 
     python scripts/paper/tables.py
 
@@ -32,7 +34,7 @@ GAINS = ("cgan-continued - cgan", "dim - cgan-continued", "global-local - cgan-c
 
 
 def cell(generators: Sequence[Sequence[float]], sign: str = "") -> str:
-    """Format one number per network of each generator: mean ± deviation of generators (deviation of networks), in %."""
+    """Format accuracies in %: mean ± deviation of generators (of networks)."""
     if not generators:
         return NOT_RUN
     means = [statistics.fmean(networks) for networks in generators]
@@ -42,7 +44,7 @@ def cell(generators: Sequence[Sequence[float]], sign: str = "") -> str:
 
 
 def table_1(results: Results, data: str, protocol: str) -> str:
-    """Return methods and baselines on one data set, beside the published numbers of this protocol."""
+    """Return methods and baselines on one data set, beside published numbers."""
     published, rows = PUBLISHED["table_1"].get(data, {}), []
     for name in (RANDOM_REAL, *(CORESETS if protocol == FIXED else ()), *TABLE_1):
         real = name not in TABLE_1
@@ -57,7 +59,10 @@ def table_1(results: Results, data: str, protocol: str) -> str:
 
 
 def gains(results: Results, data: str) -> str:
-    """Return the mean difference of methods that started from the same GAN, in networks of equal seed."""
+    """Return mean differences of methods that started from the same GAN.
+
+    They are taken in networks of equal seed.
+    """
     rows = []
     for pair, protocol in product(GAINS, PROTOCOLS):
         each = [paired(*(results.rows(data, name, protocol, ipc) for name in pair.split(" - "))) for ipc in IPCS]
@@ -73,7 +78,10 @@ def paired(ours: Sequence[Result], theirs: Sequence[Result]) -> list[list[float]
 
 
 def real_wins(results: Results, data: str) -> dict[str, list[int]]:
-    """Return the IPCs at which random real images have a higher mean than every generator; {} if some were not run."""
+    """Return the IPCs at which random real images beat every generator.
+
+    That is by the mean; {} if some were not run.
+    """
     wins = {protocol: [] for protocol in PROTOCOLS}
     for protocol, ipc in product(PROTOCOLS, IPCS):
         real = results.rows(data, RANDOM_REAL, FIXED, ipc)
@@ -86,7 +94,10 @@ def real_wins(results: Results, data: str) -> dict[str, list[int]]:
 
 
 def other_variants(results: Results) -> str:
-    """Return Table 2, Figure 3 and the ablations, as far as they were run, beside what was published of Table 2."""
+    """Return Table 2, Figure 3 and the ablations, as far as they were run.
+
+    What was published of Table 2 stands beside it.
+    """
     published, rows = PUBLISHED["table_2"], []
     for experiment, record in results.finished.items():
         if experiment.kind != "judge" or (experiment.variant in TABLE_1 and experiment.data in TITLES):
@@ -101,7 +112,7 @@ def other_variants(results: Results) -> str:
 
 
 def circumstances(results: Results) -> dict[str, Any]:
-    """Return how a size was measured: settings, devices, code, minutes, and remarks on the data."""
+    """Return how a size was measured: settings, devices, code, minutes, remarks."""
     size, records = SIZES[results.size], list(results.finished.values())
     config = GlobalLocalTrainer.configure(**size.training)
     settings = {name: value for name, value in size.training.items() if name in config.identity()}
@@ -128,7 +139,10 @@ def short(commit: str | None) -> str:
 
 
 def not_run(results: Results) -> dict[str, dict[str, list[int]]]:
-    """Return what is not finished, by data set: baselines, and variants with the seeds of their generators."""
+    """Return what is not finished, by data set.
+
+    That is baselines, and variants with the seeds of their generators.
+    """
     names: dict[str, dict[str, list[int]]] = {}
     for experiment, record in results.records.items():
         if record is None:
@@ -139,7 +153,10 @@ def not_run(results: Results) -> dict[str, dict[str, list[int]]]:
 
 
 def accuracy_figure(results: Results, path: Path) -> None:
-    """Plot accuracy against IPC: fresh images, a fixed set, random real images, full data."""
+    """Plot accuracy against IPC.
+
+    The curves are fresh images, a fixed set, random real images, and full data.
+    """
     shown = [data for data in TITLES if results.has(data, "judge")]
     figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
     for axis, data in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):

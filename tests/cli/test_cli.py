@@ -139,7 +139,7 @@ def files_up_to(size):
 def test_a_folder_that_cannot_be_made_is_refused_by_name(run, tmp_path, capsys):
     (tmp_path / "file").touch()
     command = ["materialize", str(run / "generator"), "--ipc", "1", "--output-dir", str(tmp_path / "file" / "sets")]
-    refused(capsys, command, "Not a directory", str(tmp_path / "file"))
+    refused(capsys, command, "train.parquet cannot be written (Not a directory)", "choose another folder")
 
 
 def test_a_full_disk_leaves_no_half_set_and_the_command_goes_on(run, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_no_half_set_and_the_command_goes_on(run, tmp_path, c
     made = tmp_path / "sets" / "ipc40-seed0" / "train.parquet"
     content = made.read_bytes()
     with files_up_to(10_000):
-        refused(capsys, command, "File too large")
+        refused(capsys, command, "ipc40-seed0/train.parquet cannot be written (File too large)", "and repeat")
     assert made.read_bytes() == content
     assert [path.name for path in made.parent.iterdir()] == ["train.parquet"]
 
