@@ -2,7 +2,7 @@
 
     python scripts/digits.py
 
-This takes three to five minutes on two CPU cores and needs no network. In the table at the end, `dynamic` at IPC 10 should
+It takes 3 to 5 minutes on two CPU cores and no network. In the table at the end, `dynamic` at IPC 10 should
 lie above random-real at IPC 10 for every method, and full data above 97 %. Differences of a point between the methods
 are noise: there is one generator of each. Each method leaves its run in `runs/digits/<method>`: generator, samples,
 losses.png and metrics.jsonl. To resume a run that was stopped, repeat the command.

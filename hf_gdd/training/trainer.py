@@ -10,6 +10,7 @@ from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
+from hf_gdd.hub.loading import read_report
 from hf_gdd.training.base import TrainerBase
 from hf_gdd.training.errors import explain_failures
 from hf_gdd.training.metrics_log import MetricsLog, non_finite_part
@@ -240,7 +241,11 @@ class Trainer(TrainerBase):
         folder = self.run.path / "best"
         generator = AutoGenerator.from_pretrained(folder, device=self.device) if best else self.to_generator()
         if self.processes.is_main:
-            generator.save_pretrained(self.run.path / "generator")
+            folder, fingerprint = self.run.path / "generator", generator.fingerprint
+            report = read_report(folder)  # a run that is repeated must not lose its evaluation
+            if report and any(result.generator == fingerprint for result in report.results):
+                generator.report = report
+            generator.save_pretrained(folder)
         self.processes.wait()
         return generator
 

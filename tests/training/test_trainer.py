@@ -19,6 +19,7 @@ from torch import nn
 
 from hf_gdd import AutoGenerator, Stage, evaluate
 from hf_gdd.classifiers.learner import NonFiniteLossError
+from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.pixels import to_tanh
 from hf_gdd.generators.noise import noise
@@ -377,6 +378,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(GlobalLocalTrainer, "step", lambda self, indices: pytest.fail("it was"))
     again = make(tmp_path / "run", log_every=1, keep_checkpoints=9).fit()  # which change nothing that is computed
     assert again.fingerprint == first.fingerprint
+
+
+def test_repeating_a_finished_run_keeps_the_report_of_its_generator(tmp_path):
+    generator = make(tmp_path / "run").fit()
+    settings = {"ipc": 1, "networks": "convnet1", "n": 1, "recipe": Recipe(max_steps=1), "progress": False}
+    generator.report = evaluate(generator, DIGITS, **settings)
+    generator.save_pretrained(tmp_path / "run" / "generator")
+    assert make(tmp_path / "run").fit().report == generator.report
+    assert AutoGenerator.from_pretrained(tmp_path / "run" / "generator").report == generator.report
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):
