@@ -1,4 +1,4 @@
-"""What a learner does with a batch before its step; see also the tests of evaluation."""
+"""A learner prepares a batch before its step; see also the tests of evaluation."""
 
 import torch
 

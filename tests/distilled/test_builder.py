@@ -105,7 +105,7 @@ def test_ipc_above_what_is_held_is_refused(tmp_path):
 
 
 def test_a_bank_has_no_seeds(tmp_path):
-    """What is held was made once: another seed is the same set, from the same cache."""
+    """Stored images are one set: another seed finds it in the same cache."""
     first, second = (make(tmp_path, PlainGenerator(max_ipc=5), 5, seed=seed) for seed in (0, 1))
     assert where(first) == where(second)
     assert torch.equal(pixels(second), PlainGenerator().sample(*requests(5)))

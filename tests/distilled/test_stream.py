@@ -48,7 +48,7 @@ def rows(images, labels):
 
 
 def same(batches, others):
-    """Whether two sequences of batches are equal in order, sizes, pixels and labels."""
+    """True if two sequences of batches are equal in order, sizes, pixels and labels."""
     return len(batches) == len(others) and all(
         a.shape == b.shape and torch.equal(a, b)
         for one, other in zip(batches, others, strict=True)
@@ -168,7 +168,7 @@ def test_a_data_loader_passes_batches_on():
 
 
 def test_workers_on_a_gpu_are_refused(monkeypatch):
-    """What a worker process sees is put here by hand: torch takes five seconds to end one that failed."""
+    """The view of a worker process is set by hand: torch takes five seconds to end one that failed."""
     monkeypatch.setattr(hf_gdd.distilled.stream, "get_worker_info", lambda: "worker 0 of 1")
     monkeypatch.setattr(PlainGenerator, "device", torch.device("meta"))
     with pytest.raises(RuntimeError, match="num_workers=0"):
