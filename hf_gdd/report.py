@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from hf_gdd.utils.comparison import Difference, deviation, verdicts
 from hf_gdd.utils.io import write_json
 
-RANDOM_REAL, FULL_DATA = "random-real", "full data"
-FIXED, SOFT, DYNAMIC, DYNAMIC_BEST5, DYNAMIC_POOL = "fixed", "soft", "dynamic", "dynamic-best5-test", "dynamic-pool-m"
+RANDOM_REAL, FULL_DATA, TEACHER, HERDING, K_CENTER = "random-real", "full data", "teacher", "herding", "k-center"
+REFERENCES = (RANDOM_REAL, FULL_DATA, TEACHER, HERDING, K_CENTER)  # rows of real images, with which others compare
+FIXED, SOFT, DYNAMIC, DYNAMIC_SOFT = "fixed", "soft", "dynamic", "dynamic-soft"
+DYNAMIC_BEST5, DYNAMIC_POOL = "dynamic-best5-test", "dynamic-pool-m"
 # Names in records of earlier versions, and today's.
 FORMER_SAMPLING = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
 FORMER_FIELDS = {"normalisation": "normalization"}
@@ -48,6 +51,11 @@ class Protocol:
     soft: bool = False
     sets: int = 1
 
+    @property
+    def distilled(self) -> bool:
+        """True if images are the distilled ones, where there are any."""
+        return not self.name.startswith(DYNAMIC)
+
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -55,6 +63,9 @@ PROTOCOLS = {
         Protocol(FIXED, "one set of IPC images per class with hard labels, one test at the end"),
         Protocol(SOFT, "the same set, but networks learn the logits stored with it (Chen et al., 2023)", soft=True),
         Protocol(DYNAMIC, "IPC fresh images per class in each epoch, as papers on generators count IPC", fresh=True),
+        Protocol(
+            DYNAMIC_SOFT, "as `dynamic`, but networks learn a teacher's logits of the images", fresh=True, soft=True
+        ),
         Protocol(
             DYNAMIC_BEST5, "as `dynamic`, but the best of five tests counts, as in the DiM code", looks=5, fresh=True
         ),
@@ -79,12 +90,20 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def _is_soft(name: str) -> bool:
+    """Return True for a protocol with soft labels.
+
+    Reports may have protocols that this version does not know.
+    """
+    return name in PROTOCOLS and PROTOCOLS[name].soft
+
+
 @dataclass(frozen=True)
 class Result:
     """Accuracies of n networks trained on one set or stream, with their provenance.
 
     Attributes:
-        name: method, `random-real` or `full data`.
+        name: method, or one of `REFERENCES`; `teacher` is the network itself that gave the soft labels.
         protocol: name of the protocol, see `PROTOCOLS`.
         network: architecture of the networks.
         ipc: images per class; None for full data.
@@ -97,6 +116,8 @@ class Result:
         seconds: wall time of all n networks together.
         sampling: settings that changed the generator's pixels, such as "truncation=1.0"; None without a generator.
         generator: fingerprint of the generator; None without one.
+        stored_parts: bytes of `codes`, `generator` and `teacher`, as far as the images and labels come from them; None
+            without a generator.
 
     """
 
@@ -113,6 +134,7 @@ class Result:
     seconds: float
     sampling: str | None = None
     generator: str | None = None
+    stored_parts: dict[str, int] | None = None
 
     @property
     def cell(self) -> tuple[str, str | None, str, str, int | None]:
@@ -127,7 +149,7 @@ class Result:
     @property
     def std(self) -> float:
         """Sample standard deviation over the networks; 0 for a single one."""
-        return _deviation(self.accuracies)
+        return deviation(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -211,13 +233,12 @@ class Report:
             f"recipe invalid: {result.network} reaches {result.mean:.1%} on full data, under its floor of {floor:.1%}"
             for result in self._too_weak()
         ]
-        baselines = {(r.network, r.ipc, r.protocol == SOFT) for r in self.results if r.name == RANDOM_REAL}
-        alone = [r for r in self.results if r.ipc and (r.network, r.ipc, r.protocol == SOFT) not in baselines]
-        if any(result.protocol != SOFT for result in alone):
+        alone = {_is_soft(r.protocol) for r in self.results if r.ipc and not self._random_real(r)}
+        if False in alone:
             problems.append("no random-real baseline at the same IPC: pass real= to evaluate")
-        if any(result.protocol == SOFT for result in alone):
+        if True in alone:
             problems.append(
-                "no random-real baseline with soft labels of the same teacher: evaluate the bank itself, with real="
+                "no random-real baseline with soft labels of the same teacher: evaluate the generator, with real="
             )
         return tuple(problems)
 
@@ -231,6 +252,25 @@ class Report:
 
     def _too_weak(self) -> list[Result]:
         return [result for result in self.find(FULL_DATA) if result.mean < self.recipe.get("floor", 0.0)]
+
+    def gain(self, result: Result) -> Difference | None:
+        """Return the gain of a row over random real images.
+
+        They are of the same network, IPC and kind of labels. The gain is a difference of mean accuracies, in [-1, 1],
+        over the networks of all generators of the row. It is None for random real images themselves, and where there
+        are none to compare with.
+        """
+        real = [share for row in self._random_real(result) for share in row.accuracies]
+        if result.name == RANDOM_REAL or result.ipc is None or not real:
+            return None
+        ours = [share for row in self.results if row.cell == result.cell for share in row.accuracies]
+        return Difference.between(ours, real)
+
+    def _random_real(self, result: Result) -> list[Result]:
+        """Return the rows of random real images beside which a row stands."""
+        soft = _is_soft(result.protocol)
+        rows = self.find(RANDOM_REAL, network=result.network, ipc=result.ipc)
+        return [row for row in rows if _is_soft(row.protocol) == soft]
 
     @classmethod
     def merge(cls, reports: Iterable["Report"]) -> "Report":
@@ -302,16 +342,51 @@ class Report:
         return cls(results=tuple(results), quality=tuple(quality), **content)
 
     def markdown(self) -> str:
-        """Return a table with one row per cell, the circumstances and any problems."""
-        header = ["method", "protocol", "IPC", "network", "accuracy %", "nets", "generators", "distinct images"]
-        header += ["stored", "steps", "seconds"]
-        several = len({result.sampling for result in self.results if result.sampling}) > 1
+        """Return a verdict, a table with one row per cell, circumstances and problems.
+
+        The verdict is one line: at which IPC each set of images beats as many random real ones.
+        """
+        header = ["method", "protocol", "IPC", "network", "accuracy %", "gain", "nets", "generators"]
+        header += ["distinct images", "stored", "steps", "seconds"]
         rows = [
-            _cells([result for result in self.results if result.cell == cell], several)
-            for cell in dict.fromkeys(result.cell for result in self.results)
+            _cells([result for result in self.results if result.cell == cell], self._label(cell[0], cell[1]), gain)
+            for cell, gain in ((result.cell, self.gain(result)) for result in self._first_of_each_cell())
         ]
-        parts = [markdown_table(header, rows)] + ([self._quality_table()] if self.quality else [])
+        verdict = self.verdict()
+        parts = [*([verdict] if verdict else []), markdown_table(header, rows)]
+        parts += [self._quality_table()] if self.quality else []
         return "\n\n".join([*parts, self._circumstances(), *(f"**{problem}**" for problem in self.problems)])
+
+    def verdict(self) -> str:
+        """Return in words at which IPC each set beats random real images.
+
+        The text is empty without random real images. A set beats them if its gain is over two standard errors.
+        Protocols with fresh images are left out.
+        """
+        sentences, several = [], len({row.network for row in self.results if row.name not in REFERENCES}) > 1
+        for protocol, labels in ((FIXED, "hard"), (SOFT, "soft")):
+            gains: dict[str, dict[int, Difference]] = {}
+            for result in self._first_of_each_cell():
+                gain = self.gain(result) if result.protocol == protocol and result.name not in REFERENCES else None
+                if gain is not None:
+                    name = self._label(result.name, result.sampling) + f" ({result.network})" * several
+                    gains.setdefault(name, {})[result.ipc] = gain
+            if gains:
+                words = "; ".join(f"{name} {verdicts(each, 'IPC')}" for name, each in gains.items())
+                sentences.append(f"Against random real images with {labels} labels: {words}.")
+        return " ".join(sentences)
+
+    def _first_of_each_cell(self) -> list[Result]:
+        rows: dict[Any, Result] = {}
+        for result in self.results:
+            rows.setdefault(result.cell, result)
+        return list(rows.values())
+
+    def _label(self, name: str, sampling: str | None) -> str:
+        """Return a row's name, with those of its sampling settings in which rows differ."""
+        settings = [set(result.sampling.split(", ")) for result in self.results if result.sampling]
+        shared = set.intersection(*settings) if settings else set()
+        return ", ".join([name, *(part for part in (sampling or "").split(", ") if part and part not in shared)])
 
     def _quality_table(self) -> str:
         scores = list(dict.fromkeys(score for row in self.quality for score in row.scores))
@@ -331,8 +406,13 @@ class Report:
         samplings = dict.fromkeys(result.sampling for result in self.results if result.sampling)
         sampling = f"Sampling: {', '.join(samplings)}. " if samplings else ""
         shared = " All networks of a row saw the same draws." if self.shared_draws else ""
+        gain = (
+            "`gain` is the difference in points from random-real of the same network, IPC and kind of labels, ± its "
+            "standard error over networks; it counts beyond two of them. "
+        )
+        gain *= any(self.gain(result) for result in self.results)
         return (
-            f"± is the sample deviation over networks; `between` is over generators. Train {self.train}; "
+            f"± is the sample deviation over networks; `between` is over generators. {gain}Train {self.train}; "
             f"test {self.test}. {sampling}Recipe: {recipe}. Normalized by {self.normalization}.{shared} {self.device}; "
             f"{versions}."
         )
@@ -374,32 +454,38 @@ def _present_sampling(text: str | None) -> str | None:
 def _spread(values: tuple[float, ...]) -> str:
     if not values:
         return "-"
-    return f"{statistics.fmean(values):.3g}" + (f" ± {_deviation(values):.2g}" if len(values) > 1 else "")
+    return f"{statistics.fmean(values):.3g}" + (f" ± {deviation(values):.2g}" if len(values) > 1 else "")
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _stored(result: Result) -> str:
+    """Return the size of a set, and of the parts that it can be made of again."""
+    size = f"{result.stored_bytes / 1024:,.0f} KiB"
+    if not result.stored_parts:
+        return size
+    parts = " + ".join(f"{count / 1024:,.0f} KiB {name}" for name, count in sorted(result.stored_parts.items()))
+    fresh = result.protocol in PROTOCOLS and PROTOCOLS[result.protocol].fresh
+    return parts if fresh else f"{size}, or {parts}"
 
 
-def _cells(results: list[Result], with_sampling: bool) -> list[str]:
+def _cells(results: list[Result], label: str, gain: Difference | None) -> list[str]:
     """Return a table row: the mean over generators, and deviations of two kinds."""
     first, means = results[0], [result.mean for result in results]
     accuracy = f"{100 * statistics.fmean(means):.1f}"
     if len(first.accuracies) > 1:
         accuracy += f" ± {100 * statistics.fmean(r.std for r in results):.1f}"
     if len(results) > 1:
-        accuracy += f" (between {100 * _deviation(means):.1f})"
-    generators = "-" if first.generator_seed is None else str(len(results))
+        accuracy += f" (between {100 * deviation(means):.1f})"
     return [
-        f"{first.name}, {first.sampling}" if with_sampling and first.sampling else first.name,
+        label,
         first.protocol,
         "all" if first.ipc is None else str(first.ipc),
         first.network,
         accuracy,
+        "-" if gain is None else str(gain),
         str(len(first.accuracies)),
-        generators,
-        f"{first.distinct_images:,}",
-        f"{first.stored_bytes / 1024:,.0f} KiB",
-        f"{first.steps:,}",
+        "-" if first.generator_seed is None else str(len(results)),
+        f"{first.distinct_images:,}" if first.distinct_images else "-",
+        _stored(first),
+        f"{first.steps:,}" if first.steps else "-",
         f"{sum(result.seconds for result in results):.0f}",
     ]

@@ -5,11 +5,11 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import nn
 
 from hf_gdd.classifiers.networks import build_network
-from hf_gdd.data.normalization import Normalize
 from hf_gdd.generators.diffusion import DiffusionGenerator
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.generators.image_bank import ImageBank
 from hf_gdd.generators.sampling import DiffusionSampling, Sampling, StoredSampling
+from hf_gdd.generators.teacher import Teacher
 from hf_gdd.methods.diffusion_memory.dit import small_transformer
 
 NAMES = ("zebra", "ant", "mole")
@@ -56,17 +56,44 @@ def diffusion(seed=0, names=NAMES, shape=(1, 8, 8), sampling=None, **record):
     return DiffusionGenerator(**parts(seed, shape), class_names=names, sampling=sampling, **record)
 
 
+def codes(seed=0, count=5, num_classes=3, noise_dim=90):
+    """Codes that no noise equals."""
+    return torch.randn(num_classes, count, noise_dim, generator=torch.Generator().manual_seed(1000 + seed)).half()
+
+
+def teacher_of(seed=0, names=NAMES, shape=(1, 8, 8), network="convnet1", **record):
+    """A network that learned nothing."""
+    record = {"mean": (0.5,), "std": (0.5,), "accuracy": 0.75} | record
+    teacher = Teacher(network, names, shape, **record)
+    teacher.classifier.load_state_dict(build_network(network, len(names), shape, seed=seed).state_dict())
+    return teacher
+
+
+def with_codes(seed=0, **record):
+    """A GAN whose first five images of every class are distilled."""
+    generator = gan(seed, **record)
+    generator.codes = codes(seed)
+    return generator
+
+
+def labeled(seed=0, build=with_codes, **record):
+    """A generator with a teacher, and with codes unless another kind is built."""
+    generator = build(seed, **record)
+    generator.teacher = teacher_of(seed)
+    return generator
+
+
 def bank(seed=0, names=NAMES, shape=(1, 8, 8), ipc=12, teacher="convnet1", **record):
     """A bank of noise with the labels of a network that learned nothing."""
     draws = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (len(names), ipc, *shape), generator=draws, dtype=torch.uint8)
     record = {"mean": (0.5,), "std": (0.5,)} | record
     if teacher is not None:
-        record["transform"] = Normalize(record["mean"], record["std"])
-        teacher = (teacher, build_network(teacher, len(names), shape, seed=seed).state_dict())
+        teacher = teacher_of(seed, names, shape, network=teacher)
     return ImageBank.from_images(images, teacher=teacher, class_names=names, **record)
 
 
-KINDS = {"gan": gan, "diffusion": diffusion, "bank": bank}
-OTHER_SAMPLING = {"gan": Sampling(0.25), "diffusion": DiffusionSampling(3.0, 2, "ddim"), "bank": StoredSampling()}
+KINDS = {"gan": gan, "labeled": labeled, "diffusion": diffusion, "bank": bank}
+OTHER_SAMPLING = {"gan": Sampling(0.25), "labeled": Sampling(distilled=False)}
+OTHER_SAMPLING |= {"diffusion": DiffusionSampling(3.0, 2, "ddim"), "bank": StoredSampling()}
 MADE = tuple(kind for kind in KINDS if kind != "bank")  # kinds that make as many images as one asks for

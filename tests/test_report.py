@@ -18,8 +18,10 @@ from hf_gdd.hub.cards import generator_card
 from hf_gdd.report import (
     FIXED,
     FULL_DATA,
+    HERDING,
     PROTOCOLS,
     RANDOM_REAL,
+    TEACHER,
     Quality,
     Report,
     Result,
@@ -235,6 +237,12 @@ def test_every_cell_has_a_row_of_its_own():
     ]
 
 
+def test_rows_stand_in_the_order_of_their_first_generators():
+    first, second = (result(generator_seed=seed, generator=str(seed)) for seed in (0, 1))
+    table = rows(report(first, result("b"), second).markdown())
+    assert [(row["method"], row["generators"]) for row in table] == [("ours", "2"), ("b", "-")]
+
+
 def test_the_circumstances_stand_under_the_table():
     text = report(result()).markdown()
     for part in ("digits:train (abc)", "digits:test (def)", "lr 0.01", "the real training set", "CPU", "torch 2"):
@@ -287,13 +295,140 @@ def test_a_markdown_table():
     assert markdown_table(["a"], []) == "| a |\n| --- |"
 
 
+# ---- gain over random real images
+
+
+def test_the_gain_is_over_random_real_of_the_same_network_ipc_and_labels():
+    ours = result(accuracies=(0.6, 0.7))
+    others = [result("ours", (0.9, 0.9), **change) for change in ({"protocol": "soft"}, {"protocol": "dynamic-soft"})]
+    fresh = result("ours", (0.8, 0.8), protocol="dynamic")
+    real = [
+        result(RANDOM_REAL, (0.5, 0.54)),
+        result(RANDOM_REAL, (0.7, 0.72), protocol="soft"),
+        result(RANDOM_REAL, (0.1, 0.1), ipc=50),
+        result(RANDOM_REAL, (0.2, 0.2), network="vgg11"),
+    ]
+    measured = report(ours, *others, fresh, *real, result(FULL_DATA, ipc=None))
+    gain = measured.gain(ours)
+    assert gain.value == pytest.approx(0.65 - 0.52)
+    assert gain.error == pytest.approx(((0.1**2 / 2) / 2 + (0.04**2 / 2) / 2) ** 0.5)
+    assert [measured.gain(row).value for row in others] == [pytest.approx(0.9 - 0.71)] * 2
+    assert measured.gain(fresh).value == pytest.approx(0.8 - 0.52)
+    assert [measured.gain(row) for row in (*real, measured.results[-1])] == [None] * 5
+    assert [row["gain"] for row in rows(measured.markdown())][:2] == [str(gain), "+19.0 ± 1.0"]
+    assert report(ours).gain(ours) is None
+    assert rows(report(ours).markdown())[0]["gain"] == "-"
+
+
+def test_the_gain_of_several_generators_is_that_of_all_their_networks():
+    ours = [result(accuracies=pair, generator_seed=seed) for seed, pair in enumerate([(0.6, 0.62), (0.7, 0.72)])]
+    gain = report(*ours, result(RANDOM_REAL, (0.5, 0.5))).gain(ours[0])
+    assert gain.value == pytest.approx(0.16)
+    assert gain.error == pytest.approx(statistics.stdev([0.6, 0.62, 0.7, 0.72]) / 2)
+
+
+def first_line(*results):
+    return report(*results).markdown().splitlines()[0]
+
+
+def test_the_first_line_says_whether_a_set_beats_random_real_images():
+    values = {1: (0.8, 0.82), 10: (0.51, 0.55), 50: (0.3, 0.31), 100: (0.7, 0.71)}
+    ours = [result(accuracies=accuracies, ipc=ipc) for ipc, accuracies in values.items()]
+    real = [result(RANDOM_REAL, (0.5, 0.54), ipc=ipc) for ipc in values]
+    assert first_line(*ours, *real) == (
+        "Against random real images with hard labels: ours beats them at IPC 1 and 100, shows no difference at IPC 10 "
+        "and loses to them at IPC 50."
+    )
+    assert first_line(result(accuracies=(0.9,)), *real) == (
+        "Against random real images with hard labels: ours cannot be compared at IPC 10 (one network only, no error "
+        "known)."
+    )
+
+
+def test_the_first_line_names_methods_labels_and_networks_apart():
+    real = [result(RANDOM_REAL, (0.5, 0.51), protocol=protocol) for protocol in ("fixed", "soft")]
+    good, bad = (0.8, 0.81), (0.2, 0.21)
+    real.append(result(TEACHER, (0.9,), ipc=None, network="resnet18"))
+    lines = first_line(result(accuracies=good), result("other", bad), result("other", good, protocol="soft"), *real)
+    assert lines == (
+        "Against random real images with hard labels: ours beats them at IPC 10; other loses to them at IPC 10. "
+        "Against random real images with soft labels: other beats them at IPC 10."
+    )
+    real.append(result(RANDOM_REAL, (0.5, 0.51), network="vgg11"))
+    assert "ours (convnet3) beats them at IPC 10; ours (vgg11) loses to them at IPC 10." in first_line(
+        result(accuracies=good), result(accuracies=bad, network="vgg11"), *real
+    )
+
+
+def test_the_first_line_is_about_sets_alone():
+    """Neither about real images nor about endless fresh ones."""
+    real, table = result(RANDOM_REAL, (0.5, 0.51)), "| method | protocol |"
+    assert first_line(result(HERDING, (0.9, 0.91)), real).startswith(table)
+    assert first_line(result(accuracies=(0.9, 0.91), protocol="dynamic"), real).startswith(table)
+    assert first_line(result()).startswith(table)
+    assert [row["gain"] for row in rows(report(result(HERDING, (0.9, 0.91)), real).markdown())] == ["+40.0 ± 0.7", "-"]
+
+
+def test_a_row_is_named_by_what_its_sampling_has_of_its_own():
+    samplings = ("truncation=1.0, distilled=True", "truncation=1.0, distilled=False", None)
+    named = [row["method"] for row in rows(report(*(result(sampling=each) for each in samplings)).markdown())]
+    assert named == ["ours, distilled=True", "ours, distilled=False", "ours"]
+    alone = rows(report(result(sampling=samplings[0]), result(RANDOM_REAL)).markdown())
+    assert [row["method"] for row in alone] == ["ours", RANDOM_REAL]
+
+
+# ---- bytes
+
+
+def test_stored_names_the_parts_apart(tmp_path):
+    parts = {"generator": 240 * 1024, "codes": 18 * 1024, "teacher": 90 * 1024}
+    saved = report(
+        result(stored_parts=parts, protocol="soft"),
+        result(stored_parts={"generator": 240 * 1024}, stored_bytes=240 * 1024, protocol="dynamic"),
+        result(RANDOM_REAL),
+    )
+    saved.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == saved
+    assert [row["stored"] for row in rows(saved.markdown())] == [
+        "2 KiB, or 18 KiB codes + 240 KiB generator + 90 KiB teacher",
+        "240 KiB generator",
+        "2 KiB",
+    ]
+
+
+def test_a_report_from_before_parts_were_named_is_read(tmp_path):
+    path, saved = tmp_path / "report.json", report(result())
+    content = asdict(saved)
+    del content["results"][0]["stored_parts"]
+    path.write_text(json.dumps(content))
+    assert Report.load(path) == saved
+
+
+def test_the_row_of_a_teacher_has_no_training_of_its_own():
+    teacher = result(TEACHER, (0.98,), ipc=None, seeds=(), steps=0, distinct_images=0)
+    row = rows(report(result(), result(RANDOM_REAL), teacher).markdown())[-1]
+    assert (row["method"], row["IPC"], row["accuracy %"], row["nets"]) == (TEACHER, "all", "98.0", "1")
+    assert (row["gain"], row["steps"], row["distinct images"]) == ("-", "-", "-")
+
+
+def test_a_missing_baseline_with_soft_labels_is_named():
+    for protocol in ("soft", "dynamic-soft"):
+        row = result(protocol=protocol)
+        (problem,) = report(row, result(RANDOM_REAL)).problems
+        assert "soft labels of the same teacher" in problem
+        assert not report(row, result(RANDOM_REAL, protocol="soft")).problems
+
+
 # ---- protocols
 
 
 def test_the_table_of_protocols():
-    assert list(PROTOCOLS) == ["fixed", "soft", "dynamic", "dynamic-best5-test", "dynamic-pool-m"]
-    assert {name for name, protocol in PROTOCOLS.items() if protocol.fresh} == {"dynamic", "dynamic-best5-test"}
-    assert {name for name, protocol in PROTOCOLS.items() if protocol.soft} == {"soft"}
+    assert list(PROTOCOLS) == ["fixed", "soft", "dynamic", "dynamic-soft", "dynamic-best5-test", "dynamic-pool-m"]
+    fresh = {"dynamic", "dynamic-soft", "dynamic-best5-test"}
+    assert {name for name, protocol in PROTOCOLS.items() if protocol.fresh} == fresh
+    assert {name for name, protocol in PROTOCOLS.items() if protocol.soft} == {"soft", "dynamic-soft"}
+    assert {name for name, protocol in PROTOCOLS.items() if protocol.distilled} == {"fixed", "soft"}
+    assert not find_protocol("dynamic-pool-1").distilled
     assert {name: protocol.looks for name, protocol in PROTOCOLS.items() if protocol.looks > 1} == {
         "dynamic-best5-test": 5
     }
@@ -317,7 +452,7 @@ def test_protocols_are_found_by_name():
     "name", ["best", "", "Fixed", "dynamic-pool", "dynamic-pool-m", "dynamic-pool-0", "dynamic-pool-123456", "pool-3"]
 )
 def test_an_unknown_protocol_is_refused_with_those_there_are(name):
-    known = "fixed, soft, dynamic, dynamic-best5-test, dynamic-pool-m"
+    known = "fixed, soft, dynamic, dynamic-soft, dynamic-best5-test, dynamic-pool-m"
     with pytest.raises(ValueError, match=f"Unknown protocol '{name}'; choose one of {known}.*dynamic-pool-5"):
         find_protocol(name)
 

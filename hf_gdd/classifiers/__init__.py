@@ -8,8 +8,9 @@ __getattr__, __dir__ = lazy_names(
     augment="Augment cutmix",
     imagenet_augment="ImageNetAugment",
     recipes="RECIPES Recipe augmentation find_recipe",
-    learner="Learner NonFiniteLossError accuracy iterate_epochs predict prediction_gap shuffled_batches",
+    learner="Learner NonFiniteLossError accuracy iterate_epochs predict "
+    "prediction_gap shuffled_batches softened_divergence",
     ensemble="ClassifierEnsemble can_stack stack_groups",
     teachers="Teachers",
-    coresets="CORESETS coreset_features select_coreset",
+    coresets="CORESETS coreset_features cut_coresets select_coreset",
 )

@@ -1,6 +1,7 @@
 """Coresets: subsets of real images chosen by herding or k-center."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -12,6 +13,7 @@ from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.normalization import Normalize
 from hf_gdd.data.pixels import to_unit
+from hf_gdd.report import HERDING, K_CENTER
 from hf_gdd.utils.random import Random
 
 _BATCH = 1000
@@ -71,7 +73,7 @@ def k_center(features: Tensor, count: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-CORESETS: dict[str, Callable[[Tensor, int], Tensor]] = {"herding": herding, "k-center": k_center}
+CORESETS: dict[str, Callable[[Tensor, int], Tensor]] = {HERDING: herding, K_CENTER: k_center}
 """Rules by name: each takes features [N, d] and a count, and returns row numbers in order of choice"""
 
 
@@ -93,3 +95,24 @@ def select_coreset(rule: str, features: Tensor, labels: Tensor, count: int) -> l
         rows = (labels == label).nonzero()[:, 0]
         selected.append(rows[CORESETS[rule](features[rows.to(features.device)], count).to(rows.device)])
     return selected
+
+
+def cut_coresets(
+    rules: Sequence[str], features: Tensor, data: ImageTensors, ipcs: Sequence[int]
+) -> dict[tuple[str, int], ImageTensors]:
+    """Return the coreset of each rule and number of images per class, as data sets.
+
+    Args:
+        rules: of `CORESETS`.
+        features: of `data`, see `coreset_features`.
+        data: real training images.
+        ipcs: images per class, one number or several.
+
+    """
+    coresets = {}
+    for rule in rules:
+        chosen = select_coreset(rule, features, data.labels, max(ipcs))
+        for ipc in ipcs:
+            images, labels = data.gather(torch.cat([rows[:ipc] for rows in chosen]))
+            coresets[rule, ipc] = replace(data, images=images, labels=labels, source=f"{data.source} [{rule}]")
+    return coresets

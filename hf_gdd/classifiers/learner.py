@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class Learner:
     def __init__(self, network: nn.Module, transform: InputTransform, recipe: Recipe, steps: int) -> None:
         self.network, self.transform, self.precision = network, transform, recipe.mixed_precision
         self.augment, self.cutmix = augmentation(recipe.augment), recipe.cutmix
+        kl = partial(softened_divergence, temperature=recipe.temperature)
+        self.soft_loss = kl if recipe.soft_loss == "kl" else prediction_gap
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
@@ -54,7 +57,7 @@ class Learner:
 
         Args:
             images: uint8 [B, C, H, W], or floats that are normalized already.
-            labels: int64 [B] for cross-entropy, or logits [B, K] to predict, see `prediction_gap`.
+            labels: int64 [B] for cross-entropy, or a teacher's logits [B, K] for the recipe's `soft_loss`.
             rng: for augmentation, on the images' device.
 
         Returns:
@@ -109,7 +112,7 @@ class Learner:
             mixed: with cutmix, labels of the pasted boxes and the share of own pixels.
 
         """
-        loss_of = prediction_gap if labels.is_floating_point() else F.cross_entropy
+        loss_of = self.soft_loss if labels.is_floating_point() else F.cross_entropy
         with autocast(x.device, self.precision):
             logits = network(x)[0]
             loss = loss_of(logits, labels)
@@ -178,3 +181,13 @@ def prediction_gap(student: Tensor, teacher: Tensor) -> Tensor:
     code takes no logarithm of it.
     """
     return F.l1_loss(at_least_float32(student), at_least_float32(teacher))
+
+
+def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the KL divergence of softened predictions (Hinton et al., 2015).
+
+    It is the mean over the batch of logits [B, K]. The factor temperature^2 gives gradients of one size at any
+    temperature, as in the paper.
+    """
+    log_p, log_q = (F.log_softmax(at_least_float32(logits) / temperature, 1) for logits in (teacher, student))
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

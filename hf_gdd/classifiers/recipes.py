@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from hf_gdd.classifiers.augment import Augment
 from hf_gdd.classifiers.imagenet_augment import ImageNetAugment
@@ -15,6 +16,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "halved": lambda done: 0.1 if done > 1 / 2 else 1.0,
     "steps": lambda done: 0.2 ** ((done >= 2 / 3) + (done >= 5 / 6)),
 }
+SOFT_LOSSES = ("l1", "kl")
 
 
 def augmentation(name: str) -> Augment | ImageNetAugment:
@@ -70,9 +72,14 @@ class Recipe:
     """precision of forward pass and loss: `no` (float32) or `bf16`"""
     floor: float = 0.0
     """accuracy on full data in [0, 1] below which the recipe is too weak to compare data sets"""
+    soft_loss: str = "l1"
+    """loss on a teacher's logits: `l1`, their mean absolute difference (Chen et al., 2023), or `kl`, the divergence of
+    the softened predictions (Hinton et al., 2015)"""
+    temperature: float = 2.0
+    """factor that softens the predictions of `kl`; without effect on `l1`"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr"):
+        for name in ("epochs", "batch_size", "lr", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Recipe.{name} is {getattr(self, name)}; it must be positive.")
         if self.max_steps is not None and self.max_steps < 1:
@@ -81,7 +88,17 @@ class Recipe:
             raise ValueError(f"Unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}.")
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"Unknown mixed_precision {self.mixed_precision!r}; choose {' or '.join(PRECISIONS)}.")
+        if self.soft_loss not in SOFT_LOSSES:
+            raise ValueError(f"Unknown soft_loss {self.soft_loss!r}; choose {' or '.join(SOFT_LOSSES)}.")
         augmentation(self.augment)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields as primitives, for reports and cache keys.
+
+        Those of soft labels are left out at `l1`: earlier versions knew no other loss, and their records stay valid.
+        """
+        left_out = ("soft_loss", "temperature") if self.soft_loss == "l1" else ()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def for_ipc(self, ipc: int | None, num_classes: int) -> "Recipe":
         """Return the recipe for a set of `ipc` images per class; None is full data.

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ class Teachers:
     ) -> None:
         self.network, self.data, self.transform, self.recipe = network, data, transform, recipe
         self.loaded: dict[int, nn.Module] = {}
-        key = [VERSION, network, data.fingerprint, _TRANSFORM_KEYS[type(transform)], asdict(recipe)]
+        fields = replace(recipe, soft_loss="l1").identity()  # teachers learn hard labels, whatever their students do
+        key = [VERSION, network, data.fingerprint, _TRANSFORM_KEYS[type(transform)], fields]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = Path(folder or DEFAULT_CACHE) / f"{network}-{digest}"
 

@@ -1,11 +1,12 @@
 """`hf-gdd evaluate`: measure what a generator or a distilled set is worth."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from hf_gdd.classifiers.recipes import find_recipe
 from hf_gdd.cli.options import SamplingOptions, load_generator
 from hf_gdd.evaluation.evaluate import as_images, evaluate
 from hf_gdd.hub.files import CONFIG_NAME, PIPELINE_NAME, REPORT_NAME
@@ -31,6 +32,13 @@ class Evaluate:
     """networks of each architecture"""
     recipe: Literal["paper", "imagenet-subset", "prediction-matching", "tiny"] = "paper"
     """how they are trained; `tiny` is for the 8x8 digits"""
+    soft_loss: Literal["l1", "kl"] | None = None
+    """how networks learn soft labels: `l1` for the difference of logits, `kl` for the divergence of softened
+    predictions; the recipe's own if not given"""
+    temperature: float | None = None
+    """how much `kl` softens; the recipe's own if not given"""
+    coresets: tuple[Literal["herding", "k-center"], ...] = ()
+    """choices of real images to stand beside the random ones"""
     quality: bool = False
     """also score the images themselves: precision, recall, density, coverage, Frechet distance, diversity"""
     zca: bool | None = None
@@ -38,7 +46,9 @@ class Evaluate:
     shared_draws: bool = False
     """let all networks see the same batches: quicker, but their deviation then leaves out what batches change"""
     seed: int = 0
-    """seed of the images and of the first network"""
+    """seed of the first network and of the first random subset"""
+    image_seed: int = 0
+    """seed of a generator's images; distilled ones are those of seed 0"""
     test_split: str = "test"
     """name of the real test split"""
     revision: str | None = None
@@ -63,6 +73,8 @@ class Evaluate:
         is_generator = not source.is_dir() or any((source / name).is_file() for name in (CONFIG_NAME, PIPELINE_NAME))
         if not is_generator and self.sampling != SamplingOptions():
             raise ValueError("A data set is fixed already: leave out --guidance-scale and other sampling options.")
+        changes = {"soft_loss": self.soft_loss, "temperature": self.temperature}
+        recipe = replace(find_recipe(self.recipe), **{name: x for name, x in changes.items() if x is not None})
         if not is_generator and self.classes:
             raise ValueError("--classes chooses among the classes of a diffusion generator: leave it out.")
         train = load_generator(self.source, self.revision) if is_generator else as_images(self.source, "train")
@@ -79,12 +91,14 @@ class Evaluate:
             protocol=self.protocol or None,
             networks=self.networks,
             n=self.n,
-            recipe=self.recipe,
+            recipe=recipe,
+            coresets=self.coresets,
             quality=self.quality,
             zca=self.zca,
             shared_draws=self.shared_draws,
             sampling=self.sampling.apply_to(train) if is_generator else None,
             seed=self.seed,
+            image_seed=self.image_seed,
         )
         print(report.markdown())
         report.save(output)

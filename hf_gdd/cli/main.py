@@ -10,8 +10,10 @@ from tyro.conf import subcommand
 
 from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.cli import distill, evaluate
+from hf_gdd.cli.env import Env
 from hf_gdd.cli.materialize import Materialize
 from hf_gdd.cli.push import Push
+from hf_gdd.cli.show import Show
 from hf_gdd.hub.upload import PushError
 from hf_gdd.training.errors import RunError
 from hf_gdd.training.signals import Interrupted
@@ -22,6 +24,7 @@ ABOUT = """Distill an image data set into a generator, and a generator into a tr
   hf-gdd materialize runs/digits/generator --ipc 10 --output-dir distilled
   hf-gdd evaluate runs/digits/generator --dataset digits --ipc 10 --networks convnet2 --recipe tiny
   hf-gdd push runs/digits/generator me/digits-gdd
+  hf-gdd show me/digits-gdd
 """
 
 
@@ -62,5 +65,7 @@ def _parse(argv: list[str]) -> Callable[[], None]:
         | Annotated[Materialize, subcommand("materialize", prefix_name=False)]
         | Annotated[evaluate.Evaluate, subcommand("evaluate", prefix_name=False, description=evaluate.describe())]
         | Annotated[Push, subcommand("push", prefix_name=False)]
+        | Annotated[Show, subcommand("show", prefix_name=False)]
+        | Annotated[Env, subcommand("env", prefix_name=False)]
     )
     return tyro.cli(commands, prog="hf-gdd", args=argv, description=ABOUT)

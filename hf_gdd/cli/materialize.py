@@ -28,7 +28,7 @@ class Materialize:
     output_dir: str = "distilled"
     """each set goes to <output_dir>/ipc<N>-seed<S>/train.parquet"""
     seed: int = 0
-    """another seed makes other images"""
+    """another seed makes other images; distilled ones are those of seed 0"""
     sampling: OmitArgPrefixes[SamplingOptions] = field(default_factory=SamplingOptions)
     """how images are sampled"""
     classes: tuple[str, ...] = ()
@@ -52,14 +52,18 @@ class Materialize:
         check_image_seed(generator, self.seed)
         for ipc in self.ipc:
             check_ipc(generator, ipc)
-        options = {"seed": self.seed, "sampling": self.sampling.apply_to(generator), "num_proc": self.num_proc}
+        sampling = generator.choose_sampling(self.sampling.apply_to(generator))
+        options = {"seed": self.seed, "sampling": sampling, "num_proc": self.num_proc}
+        distilled = 0 if self.seed or not sampling.identity().get("distilled", True) else generator.distilled_ipc
         for ipc in self.ipc:
             data = load_distilled_dataset(generator, ipc=ipc, **options)
             if launched()[0] > 0:  # all processes have made the set; one writes it
                 continue
             folder = Path(self.output_dir) / f"ipc{ipc}-seed{self.seed}"
             write_parquet(data, folder / "train.parquet")
-            print(f'{len(data):,} images: load_dataset("{folder}", split="train")')
+            count = min(ipc, distilled) * generator.num_classes
+            note = (", all distilled" if count == len(data) else f", {count:,} of them distilled") if count else ""
+            print(f'{len(data):,} images{note}: load_dataset("{folder}", split="train")')
         if self.push_to_hub and launched()[0] == 0:
             options |= {"private": self.private or None, "overwrite": self.overwrite}
             push_distilled_dataset(generator, self.push_to_hub, ipc=self.ipc, **options)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tyro.conf import FlagCreatePairsOff
+
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
 from hf_gdd.generators.sampling import changed_sampling
@@ -25,15 +27,23 @@ class SamplingOptions:
     """diffusion only: denoising steps"""
     scheduler: Literal["ddim", "ddpm", "dpm++"] | None = None
     """diffusion only: how it steps"""
+    distilled: FlagCreatePairsOff[bool] = False
+    """GAN only: make the first images of every class from its distilled codes, if it has any and the seed is 0"""
+    no_distilled: FlagCreatePairsOff[bool] = False
+    """GAN only: make plain draws alone"""
 
     def apply_to(self, generator: Generator) -> Any:
         """Return the generator's sampling with these options; None if none was passed.
 
         Raises:
-            ValueError: the generator's sampling has no such option, or a value is out of range.
+            ValueError: the generator's sampling has no such option, a value is out of range, or both flags were passed.
 
         """
-        return changed_sampling(generator.sampling, **asdict(self))
+        fields = asdict(self)
+        flags = fields.pop("distilled"), fields.pop("no_distilled")
+        if all(flags):
+            raise ValueError("Pass --distilled or --no-distilled, not both.")
+        return changed_sampling(generator.sampling, **fields, distilled=flags[0] if any(flags) else None)
 
 
 def load_generator(source: str, revision: str | None = None, classes: Sequence[str] = ()) -> Generator:

@@ -19,7 +19,7 @@ from hf_gdd.distilled.shards import SHARD_SIZE, ShardStore, ShardWriter, out_of_
 from hf_gdd.distilled.stream import DistilledStream
 from hf_gdd.generators.auto import AutoGenerator
 from hf_gdd.generators.base import Generator
-from hf_gdd.generators.checks import check_ipc
+from hf_gdd.generators.checks import check_ipc, log_plain_seed
 from hf_gdd.utils.device import launched, own_device
 from hf_gdd.utils.io import atomic_write, disk_full
 from hf_gdd.utils.progress import progress_bar
@@ -57,7 +57,8 @@ class DistilledConfig(datasets.BuilderConfig):
 class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
     """Build a data set of exactly `ipc` images of every class, class after class.
 
-    Image i of a class does not depend on `ipc`, so a smaller set is the beginning of a larger one, class by class.
+    Image i of a class does not depend on `ipc`, so a smaller set is the beginning of a larger one, class by class. With
+    seed 0 the first images are the distilled ones, if the generator has any.
     `load_distilled_dataset` is the short way to use it.
 
     Args:
@@ -82,7 +83,8 @@ class GenerativeDistilledDataset(datasets.ArrowBasedBuilder):
     ) -> None:
         check_ipc(generator, ipc)
         check_seed(seed)
-        self.sampling, self.workers, self.store_shards = sampling or generator.sampling, 1, False
+        self.sampling, self.workers, self.store_shards = generator.choose_sampling(sampling), 1, False
+        log_plain_seed(generator, seed, self.sampling)
         super().__init__(
             cache_dir=cache_dir,
             dataset_name="hf_gdd",

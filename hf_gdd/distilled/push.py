@@ -65,7 +65,7 @@ def push_distilled_dataset(
 
     """
     check_image_seed(generator, seed)
-    sampling = sampling or generator.sampling
+    sampling = generator.choose_sampling(sampling)
     sizes = (ipc,) if isinstance(ipc, int) else tuple(ipc)
     sets = {
         config_name(size, seed): load_distilled_dataset(
@@ -74,7 +74,9 @@ def push_distilled_dataset(
         for size in sizes
     }
     origin = {"generator": generator.origin, "fingerprint": generator.fingerprint[:16], "method": generator.method}
-    origin |= {"seed": seed, "sampling": sampling.identity()}
+    origin |= {"seed": seed, "sampling": generator.sampling_identity(sampling)}
+    plain = seed != 0 or origin["sampling"].get("distilled") is False
+    distilled_ipc = 0 if plain else generator.distilled_ipc
     try:
         present = _read_records(repo_id, token)
     except Exception as error:
@@ -88,7 +90,8 @@ def push_distilled_dataset(
     for size, (name, data) in zip(sizes, sets.items(), strict=True):
         try:
             data.push_to_hub(repo_id, name, split="train", private=private, token=token, commit_message=f"Push {name}")
-            _write_card(repo_id, name, origin | {"ipc": size, "images": len(data)}, generator, token)
+            record = {"ipc": size, "images": len(data), "distilled": min(size, distilled_ipc)}
+            _write_card(repo_id, name, origin | record, generator, token)
         except Exception as error:  # of the Hub, of datasets, or of whatever HTTP client they use
             raise _failed(f"the push of {name} to {repo_id}", error, token) from printable_cause(error, token)
     return repo_id

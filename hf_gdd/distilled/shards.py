@@ -167,9 +167,10 @@ class ShardWriter:
             return lambda: stored
         numbers = torch.arange(rows.start, rows.stop)
         labels, indices = numbers // self.ipc, numbers % self.ipc
-        images = _to_host(self.generator.sample(labels, indices, self.seed, self.sampling))
-        pngs = [pool.submit(_encode, images, start) for start in range(0, len(rows), ENCODE_SIZE)]
-        soft = self.generator.soft_labels(labels, indices)
+        images = self.generator.sample(labels, indices, self.seed, self.sampling)
+        host = _to_host(images)
+        pngs = [pool.submit(_encode, host, start) for start in range(0, len(rows), ENCODE_SIZE)]
+        soft = self.generator.soft_labels(labels, indices, self.seed, self.sampling, images=images)
 
         def finish() -> pa.Table:
             columns = {"image": [{"bytes": png, "path": None} for piece in pngs for png in piece.result()]}

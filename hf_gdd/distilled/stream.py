@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_gdd.generators.base import Generator
-from hf_gdd.generators.checks import check_ipc
+from hf_gdd.generators.checks import check_ipc, log_plain_seed
 from hf_gdd.utils.random import check_seed, derive_seed
 
 DEFAULT_BATCH, MAX_WORKERS = 512, 1024
@@ -22,6 +22,9 @@ class DistilledStream(IterableDataset):
 
     Epoch e consists of the images e * ipc ... (e + 1) * ipc - 1 of every class, shuffled; epoch 0 is the materialized
     set. Each pass over the stream is the next epoch. The state is (epoch, position), so a stream resumes exactly.
+
+    With seed 0 the first epochs have the distilled images, if the generator has any, and the others plain draws;
+    `sampling.distilled=False` gives plain draws alone.
 
     It yields whole batches, so a `DataLoader` around it needs `batch_size=None`. Worker processes share the batches of
     an epoch, which needs a generator on the CPU. They run ahead of the training, so the training must count the batches
@@ -39,6 +42,7 @@ class DistilledStream(IterableDataset):
         for epoch in range(2):
             for batch in stream:
                 images, labels = batch["image"], batch["label"]  # uint8 [B, C, H, W] and int64 [B]
+                logits = batch.get("soft_label")  # float16 [B, K] if the generator has a teacher
         state = stream.state_dict()  # {"epoch": 2, "position": 0}
 
     Raises:
@@ -56,7 +60,9 @@ class DistilledStream(IterableDataset):
         self.batch_size = DEFAULT_BATCH if batch_size is None else batch_size
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be positive.")
-        self.generator, self.ipc, self.seed, self.sampling = generator, ipc, seed, sampling
+        self.generator, self.ipc, self.seed = generator, ipc, seed
+        self.sampling = generator.choose_sampling(sampling)
+        log_plain_seed(generator, seed, self.sampling)
         self.images_per_epoch = generator.num_classes * ipc
         self.rank, self.world_size = 0, 1
         self._place = torch.zeros(2, dtype=torch.int64)  # epoch and position
@@ -109,49 +115,69 @@ class DistilledStream(IterableDataset):
         return part
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yield dicts of `image` uint8 [B, C, H, W] and `label` int64 [B] of this epoch."""
-        worker = get_worker_info()
+        """Yield the batches of this epoch as dicts.
+
+        Their keys are `image` uint8 [B, C, H, W], `label` int64 [B] and, with a teacher, `soft_label` float16 [B, K].
+        """
+        worker, soft = get_worker_info(), self.generator.has_soft_labels
         if worker is None:
-            batches = self.batches(self.batches_per_epoch - self.position)
+            batches = self.batches(self.batches_per_epoch - self.position, soft)
         elif self.generator.device.type == "cpu":
-            batches = self._worker_batches(worker.id, worker.num_workers)
+            batches = self._worker_batches(worker.id, worker.num_workers, soft)
         else:
             raise RuntimeError("Worker processes cannot share a GPU, and need not: use num_workers=0.")
-        for images, labels in batches:
-            yield {"image": images, "label": labels}
+        for batch in batches:
+            yield dict(zip(("image", "label", "soft_label")[: len(batch)], batch, strict=True))
 
-    def _worker_batches(self, worker: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _worker_batches(self, worker: int, workers: int, soft: bool) -> Iterator[tuple[Tensor, ...]]:
         """Yield every `workers`-th batch of the rest of this epoch."""
         self._begun.fill_(True)
         # The slowest worker decides which epoch this is: a fast one may finish before another has begun.
         epoch = max(int(self._place[0]), int(self._done[:workers].min()))
         first = int(self._place[1]) if epoch == int(self._place[0]) else 0
         places = itertools.islice(self._places(epoch, first), worker, self.batches_per_epoch - first, workers)
-        for _, images, labels in self._make(places):
-            yield images, labels
+        for _, batch in self._make(places, soft):
+            yield batch
         self._done[worker] = epoch + 1
         if int(self._done[:workers].min()) > epoch:
             self._done.fill_(epoch + 1)  # also for the workers that a later loader may have in addition
 
-    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the next `count` batches of images and labels, across epochs."""
+    def batches(self, count: int, soft: bool = False) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the next `count` batches of images and labels, across epochs.
+
+        Args:
+            count: number of batches.
+            soft: yield a third tensor with each, the teacher's logits float16 [B, K].
+
+        Raises:
+            ValueError: there are no logits, for the generator has no teacher.
+
+        """
+        if soft and not self.generator.has_soft_labels:
+            raise ValueError("This generator has no teacher, so its stream has no soft labels: leave soft out.")
         places = itertools.islice(self._places(self.epoch, self.position), count)
-        for (epoch, position), images, labels in self._make(places):
+        for (epoch, position), batch in self._make(places, soft):
             self._go_to(*((epoch + 1, 0) if position + 1 == self.batches_per_epoch else (epoch, position + 1)))
-            yield images, labels
+            yield batch
 
     def _make(
-        self, places: Iterator[tuple[tuple[int, int], Tensor]]
-    ) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
-        """Yield the images and labels of each place; small batches are made together."""
+        self, places: Iterator[tuple[tuple[int, int], Tensor]], soft: bool
+    ) -> Iterator[tuple[tuple[int, int], Sequence[Tensor]]]:
+        """Yield each place with its images, labels and, if `soft`, logits.
+
+        Small batches are made together.
+        """
         ahead = max(1, DEFAULT_BATCH * self.world_size * self.batches_per_epoch // self.images_per_epoch)
         while plan := list(itertools.islice(places, ahead)):
             rows = [batch for _, batch in plan]
             labels, indices = torch.cat(rows, dim=1)
             images = self.generator.sample(labels, indices, self.seed, self.sampling)
+            columns = [images, labels.to(images.device)]
+            if soft:
+                columns.append(self.generator.soft_labels(labels, indices, self.seed, self.sampling, images=images))
             sizes = [batch.shape[1] for batch in rows]
-            batches = zip(images.split(sizes), labels.to(images.device).split(sizes), strict=True)
-            yield from ((place, *batch) for (place, _), batch in zip(plan, batches, strict=True))
+            batches = zip(*(column.split(sizes) for column in columns), strict=True)
+            yield from ((place, batch) for (place, _), batch in zip(plan, batches, strict=True))
 
     def _places(self, first: int, position: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
         """Yield (epoch, position) and the batch's labels and indices [2, B], endlessly."""

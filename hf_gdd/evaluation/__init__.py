@@ -7,6 +7,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     evaluator="Evaluator",
     image_quality="FeatureEvaluator feature_evaluator",
+    references="evaluate_references",
     evaluate="as_images baselines",
     metrics="class_diversity coverage_scores frechet_distance",
 )

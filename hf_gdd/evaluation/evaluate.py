@@ -1,14 +1,17 @@
-"""Measure a data set or a generator by networks trained on it alone."""
+"""Measure a data set or a generator by networks trained on it alone.
 
-from collections.abc import Callable, Sequence
+This module is longer than others because `evaluate` explains every option of an evaluation.
+"""
+
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import DatasetDict
-from torch import Tensor
 
+from hf_gdd.classifiers.coresets import CORESETS
 from hf_gdd.classifiers.networks import NetworkSpec
 from hf_gdd.classifiers.recipes import Recipe, find_recipe
 from hf_gdd.data.image_tensors import ImageTensors
@@ -20,11 +23,14 @@ from hf_gdd.evaluation.protocols import (
     check_data,
     check_generator,
     choose_protocols,
+    choose_sampling,
     count_per_class,
     materialize,
 )
+from hf_gdd.evaluation.references import evaluate_references
 from hf_gdd.generators.base import Generator
-from hf_gdd.report import Protocol, Quality, Report, Result
+from hf_gdd.generators.checks import check_image_seed, log_plain_seed
+from hf_gdd.report import FIXED, Protocol, Quality, Report, Result, find_protocol
 
 
 def evaluate(
@@ -38,9 +44,11 @@ def evaluate(
     n: int = 5,
     recipe: Recipe | str | None = None,
     seed: int = 0,
+    image_seed: int = 0,
     sampling: Any = None,
     name: str | None = None,
     with_baselines: bool = True,
+    coresets: str | Sequence[str] = (),
     quality: bool = False,
     zca: bool | None = None,
     shared_draws: bool = False,
@@ -61,14 +69,18 @@ def evaluate(
         ipc: images per class, one number or several. A generator without `max_ipc` needs it.
         protocol: one name or several of the table `hf_gdd.report.PROTOCOLS`. By default a set with hard labels, and one
             with soft labels where there are any; hard labels always stand beside soft ones. Protocols with fresh images
-            or several sets need a generator that makes as many.
+            or several sets need a generator that makes as many; they take plain draws, never distilled images.
         networks: names, or callables `(num_classes, shape) -> nn.Module`.
         n: number of networks of each architecture.
         recipe: a `Recipe` or the name of one; `paper` if None.
-        seed: seed of the images; network i, and its fresh images, are drawn from `seed + i`.
+        seed: seed of the networks and of the random subsets: those of network i are drawn from `seed + i`.
+        image_seed: seed of a generator's images; distilled ones are those of seed 0. Fresh images of network i have the
+            seed `image_seed + i`.
         sampling: overrides the generator's own.
         name: name of the row; by default the generator's method, or `dataset`.
         with_baselines: False if another report, to be merged with this one, has the baselines.
+        coresets: choices of real images to stand beside the random subsets, such as "herding"; see
+            `hf_gdd.classifiers.CORESETS`.
         quality: also score the images themselves (see `hf_gdd.report.Quality`), with `n` networks of the first
             architecture trained on all of `real`.
         zca: whether networks see images whitened over `real`, as the teacher of soft labels may have. A generator knows
@@ -86,14 +98,18 @@ def evaluate(
     generator, ipcs = train if isinstance(train, Generator) else None, _as_tuple(ipc)
     if generator is not None:
         device, ipcs = device or generator.device, ipcs or _as_tuple(generator.max_ipc)
+    coresets = _check_coresets(coresets, real is not None and with_baselines)
     test, real = as_images(test, "test", device), None if real is None else as_images(real, "train", device)
     data = as_images(train, "train", device) if generator is None else None
     soft = data.soft_labels is not None if generator is None else generator.has_soft_labels
     protocols = choose_protocols(_as_tuple(protocol), soft)
     if generator is None:
         check_data(protocols)
+        if image_seed:
+            raise ValueError(f"image_seed is {image_seed}, but the images of a data set are fixed: leave it out.")
     else:
         check_generator(generator, protocols, ipcs)
+        check_image_seed(generator, image_seed)
     check_comparable(test, real, data, generator)
     if data is not None:
         ipcs = (count_per_class(data, ipcs, exact=real is not None and with_baselines),)
@@ -105,7 +121,8 @@ def evaluate(
     if zca is None:
         zca = generator is not None and generator.zca
     transform, origin = _choose_transform(generator, data, real, zca)
-    evaluator = Evaluator(test, transform, _as_tuple(networks), n, find_recipe(recipe), seed, progress, shared_draws)
+    settings = (_as_tuple(networks), n, find_recipe(recipe), seed, progress, shared_draws, image_seed)
+    evaluator = Evaluator(test, transform, *settings)
     scorer = feature_evaluator(evaluator, real) if quality else None
     if generator is None:
         results, scores = _evaluate_data(evaluator, scorer, data, ipcs[0], protocols, name or "dataset")
@@ -113,7 +130,7 @@ def evaluate(
         results, scores = _evaluate_generator(evaluator, scorer, generator, ipcs, protocols, sampling, name)
     if real is not None and with_baselines:
         with_soft = any(protocol.soft for protocol in protocols)
-        results += evaluator.evaluate_baselines(real, ipcs, _teacher(generator, real) if with_soft else None)
+        results += evaluate_references(evaluator, real, ipcs, generator if with_soft else None, coresets)
     return evaluator.build_report(results, _describe_source(generator, data, real), origin, scores)
 
 
@@ -127,6 +144,7 @@ def baselines(
     recipe: Recipe | str | None = None,
     seed: int = 0,
     bank: Generator | None = None,
+    coresets: str | Sequence[str] = (),
     shared_draws: bool = False,
     full_data: bool = True,
     device: str | torch.device | None = None,
@@ -142,7 +160,8 @@ def baselines(
         n: number of networks of each architecture.
         recipe: a `Recipe` or the name of one.
         seed: seed of the subsets and networks.
-        bank: evaluate the same subsets with labels by its teacher too.
+        bank: a generator of any kind; evaluate the same subsets with labels by its teacher too, and the teacher itself.
+        coresets: choices of real images, as in `evaluate`.
         shared_draws: let all networks of a row see the same draws, as in `evaluate`.
         full_data: False for the subsets alone.
         device: where to train.
@@ -157,10 +176,11 @@ def baselines(
     for size in ipcs:
         real.check_ipc(size)
     if bank is not None and not bank.has_soft_labels:
-        raise ValueError("This bank has hard labels alone: leave it out.")
+        raise ValueError("This generator has hard labels alone: leave bank out.")
+    coresets = _check_coresets(coresets, True)
     transform, origin = _choose_transform(bank, None, real, bank is not None and bank.zca)
     evaluator = Evaluator(test, transform, _as_tuple(networks), n, find_recipe(recipe), seed, progress, shared_draws)
-    results = evaluator.evaluate_baselines(real, ipcs, _teacher(bank, real), full_data)
+    results = evaluate_references(evaluator, real, ipcs, bank, coresets, full_data)
     return evaluator.build_report(results, _describe_source(None, None, real), origin)
 
 
@@ -176,6 +196,21 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
         return ()
     values = (value,) if isinstance(value, (int, float, str)) or callable(value) else tuple(value)
     return tuple(dict.fromkeys(values))
+
+
+def _check_coresets(names: str | Sequence[str], beside: bool) -> tuple[str, ...]:
+    """Return the rules of coresets as a tuple.
+
+    Raises:
+        ValueError: there is no such rule, or no row of real images is asked for.
+
+    """
+    names = _as_tuple(names)
+    if unknown := [name for name in names if name not in CORESETS]:
+        raise ValueError(f"Unknown coreset {unknown[0]!r}; choose of {', '.join(CORESETS)}.")
+    if names and not beside:
+        raise ValueError("Coresets are chosen of real images: pass real=, and leave with_baselines as it is.")
+    return names
 
 
 def _evaluate_data(
@@ -206,26 +241,26 @@ def _evaluate_generator(
     name: str | None,
 ) -> tuple[list[Result], list[Quality]]:
     """Evaluate a generator under every protocol, and score its images if asked for."""
-    name, sampling = name or generator.method, sampling or generator.sampling
-    images, results, scores = None, [], []
-    sets = [protocol.sets for protocol in protocols if not protocol.fresh] + [1] * (scorer is not None)
-    if sets:
-        per_class, device = max(ipcs) * max(sets), evaluator.test.device
-        images = materialize(generator, per_class, evaluator.seed, sampling, device)
+    name, results, scores = name or generator.method, [], []
+    seed, fixed = evaluator.image_seed, find_protocol(FIXED)
+    log_plain_seed(generator, seed, generator.choose_sampling(sampling))
+    chosen = {protocol: choose_sampling(generator, protocol, sampling, seed) for protocol in protocols}
+    sets = [(chosen[protocol], protocol.sets) for protocol in protocols if not protocol.fresh]
     if scorer is not None:
-        scores += scorer.score_references(ipcs) + scorer.score_generator(generator, images, ipcs, sampling, name)
+        sets.append((choose_sampling(generator, fixed, sampling, seed), 1))
+    images = {}
+    for each in dict.fromkeys(each for each, _ in sets):  # made once for all protocols with these settings
+        per_class = max(ipcs) * max(count for other, count in sets if other == each)
+        images[each] = materialize(generator, per_class, seed, each, evaluator.test.device)
+    if scorer is not None:
+        scored = sets[-1][0]
+        scores += scorer.score_references(ipcs)
+        scores += scorer.score_generator(generator, images[scored], ipcs, scored, name)
     for ipc, protocol in product(ipcs, protocols):
+        each = chosen[protocol]
         row = {"name": name, "protocol": protocol.name, "ipc": ipc}
-        results += evaluator.evaluate_generator(generator, images, sampling, **row)
+        results += evaluator.evaluate_generator(generator, images.get(each), each, **row)
     return results, scores
-
-
-def _teacher(bank: Generator | None, real: ImageTensors) -> Callable[[Tensor], Tensor] | None:
-    """Return a function that labels images with a bank's teacher; None without one."""
-    if bank is None or not bank.has_soft_labels:
-        return None
-    transform = input_transform(real, bank.zca)
-    return lambda images: bank.label_images(images, transform)
 
 
 def _choose_transform(

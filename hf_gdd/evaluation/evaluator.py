@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -18,9 +18,9 @@ from hf_gdd.classifiers.networks import NetworkSpec, build_network, network_name
 from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.normalization import InputTransform
-from hf_gdd.evaluation.protocols import Batches, count_distinct, cut_sets, fresh_batches
+from hf_gdd.evaluation.protocols import Batches, count_distinct, cut_sets, fresh_batches, stored_parts
 from hf_gdd.generators.base import Generator
-from hf_gdd.report import FIXED, FULL_DATA, RANDOM_REAL, SOFT, Quality, Report, Result, find_protocol
+from hf_gdd.report import Quality, Report, Result, find_protocol
 from hf_gdd.utils.device import keep_freed_memory
 from hf_gdd.utils.progress import progress_bar
 from hf_gdd.utils.random import Random, check_seed
@@ -30,7 +30,8 @@ from hf_gdd.utils.random import Random, check_seed
 class Evaluator:
     """Train and test networks on several training sets under the same conditions.
 
-    `hf_gdd.evaluate` uses it; use it directly for training data that is neither a set nor a generator.
+    `hf_gdd.evaluate` uses it; use it directly for training data that is neither a set nor a generator. Rows of real
+    images come from `hf_gdd.evaluation.references`.
 
     Attributes:
         test: the real test images.
@@ -41,10 +42,11 @@ class Evaluator:
         seed: network i is drawn from `seed + i`.
         progress: show a progress bar.
         shared_draws: all networks of a row see the batches and augmentations of the first one; see `hf_gdd.evaluate`.
+        image_seed: seed of a generator's images; fresh images of network i have `image_seed + i`.
 
     Example:
         evaluator = Evaluator(test, Normalize(real.mean, real.std), ("convnet3",), 5, Recipe(), seed=0, progress=True)
-        results = evaluator.evaluate_baselines(real, [1, 10])
+        results = evaluate_references(evaluator, real, [1, 10])
         print(evaluator.build_report(results, real.source, "the real training set"))
 
     """
@@ -57,6 +59,7 @@ class Evaluator:
     seed: int
     progress: bool
     shared_draws: bool = False
+    image_seed: int = 0
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -183,53 +186,24 @@ class Evaluator:
         Args:
             generator: the generator.
             images: from `materialize`, enough for the protocol's sets; None if all images are fresh.
-            sampling: sampling of the images.
+            sampling: sampling of the images, see `hf_gdd.evaluation.protocols.choose_sampling`.
             protocol: name of the protocol.
             ipc: images per class in one epoch.
             row: other arguments of `evaluate_batches`.
 
         """
-        row |= {"protocol": protocol, "ipc": ipc} | provenance(generator, sampling)
         how, size = find_protocol(protocol), ipc * generator.num_classes
+        row |= {"protocol": protocol, "ipc": ipc} | provenance(generator, sampling, self.image_seed)
+        row["stored_parts"] = stored_parts(generator, how, ipc, sampling)
         if not how.fresh:
-            sets = cut_sets(how, generator, images, ipc)
+            sets = cut_sets(how, generator, images, ipc, self.image_seed, sampling)
             return self.evaluate_set(lambda i: sets, size, sum(each.stored_bytes for each in sets), **row)
 
         def batches(i: int, random: Random) -> Batches:
-            return fresh_batches(generator, ipc, self.seed + i, self.recipe, sampling, self.test.device)
+            seed = self.image_seed + i
+            return fresh_batches(generator, ipc, seed, self.recipe, sampling, self.test.device, how.soft)
 
         return self.evaluate_batches(batches, size, generator.stored_bytes, **row)
-
-    def evaluate_baselines(
-        self,
-        real: ImageTensors,
-        ipcs: Iterable[int],
-        label: Callable[[Tensor], Tensor] | None = None,
-        full_data: bool = True,
-    ) -> list[Result]:
-        """Evaluate random subsets of the real set and the full data.
-
-        Each network has another subset, even if draws are shared: then only order and augmentation are equal.
-
-        Args:
-            real: the real training set.
-            ipcs: images per class of the subsets.
-            label: maps uint8 images [N, C, H, W] to a teacher's logits, for rows of the same subsets with soft labels.
-            full_data: evaluate the full data too.
-
-        """
-        results, image = [], real.images[0].nbytes
-        for ipc in ipcs:
-            size, row = ipc * real.num_classes, {"name": RANDOM_REAL, "ipc": ipc, "own_data": True}
-            subsets = [real.subset(ipc, self.seed + i) for i in range(self.n)]
-            results += self.evaluate_set(subsets.__getitem__, size, size * image, protocol=FIXED, **row)
-            if label is not None:
-                subsets = [replace(each, soft_labels=label(each.images)) for each in subsets]
-                results += self.evaluate_set(subsets.__getitem__, size, subsets[0].stored_bytes, protocol=SOFT, **row)
-        if full_data:
-            row = {"name": FULL_DATA, "protocol": FIXED, "ipc": None}
-            results += self.evaluate_set(lambda i: real, len(real), len(real) * image, **row)
-        return results
 
     def build_report(self, results: list[Result], train: str, origin: str, quality: Iterable[Quality] = ()) -> Report:
         """Build a report; `origin` is that of the statistics of `transform`."""
@@ -239,7 +213,7 @@ class Evaluator:
             quality=tuple(quality),
             train=train,
             test=f"{self.test.source} ({self.test.fingerprint[:12]})",
-            recipe=json.loads(json.dumps(asdict(self.recipe))),  # as it is read back
+            recipe=json.loads(json.dumps(self.recipe.identity())),  # as it is read back
             normalization=origin,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
             versions={name: version(name) for name in ("hf_gdd", "torch", "datasets")},
@@ -254,7 +228,11 @@ def _show_progress(batches: Batches, bar: tqdm, networks: int) -> Batches:
         yield batch
 
 
-def provenance(generator: Generator, sampling: Any) -> dict[str, Any]:
-    """Return the fields of a row that identify a generator and its sampling."""
-    text = ", ".join(f"{name}={value}" for name, value in sampling.identity().items())
+def provenance(generator: Generator, sampling: Any, image_seed: int) -> dict[str, Any]:
+    """Return the fields of a row that identify a generator and its sampling.
+
+    The seed of the images is named with the sampling if it is not 0.
+    """
+    fields = generator.sampling_identity(sampling) | ({"image_seed": image_seed} if image_seed else {})
+    text = ", ".join(f"{name}={value}" for name, value in fields.items())
     return {"generator_seed": generator.seed, "generator": generator.fingerprint, "sampling": text}

@@ -115,7 +115,7 @@ class FeatureEvaluator:
             name: name of the rows.
 
         """
-        row, test = provenance(generator, sampling), self.evaluator.test
+        row, test = provenance(generator, sampling, self.evaluator.image_seed), self.evaluator.test
         rows = [
             self.score(to_image_tensors(images[:, :ipc], test.class_names), name=name, ipc=ipc, **row) for ipc in ipcs
         ]

@@ -5,6 +5,7 @@ a new field, the code here that reads the field.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,10 +112,26 @@ def count_distinct(protocol: Protocol, images: int, steps: int, recipe: Recipe) 
     return min(int(images * max(epochs, 1)), steps * recipe.batch_size)
 
 
+def choose_sampling(generator: Generator, protocol: Protocol, sampling: Any, seed: int) -> Any:
+    """Return the sampling settings by which a protocol makes images of a seed.
+
+    They say that nothing is distilled where that is so: with fresh images, and with a seed other than 0.
+    """
+    sampling = generator.choose_sampling(sampling)
+    plain = (seed or not protocol.distilled) and generator.sampling_identity(sampling).get("distilled")
+    return replace(sampling, distilled=False) if plain else sampling
+
+
 def materialize(generator: Generator, per_class: int, seed: int, sampling: Any, device: torch.device) -> Tensor:
     """Make the first images of every class, uint8 [K, per_class, C, H, W]."""
     images = generator.sample(*class_grid(generator.num_classes, per_class), seed, sampling).to(device)
     return images.view(generator.num_classes, per_class, *generator.image_shape)
+
+
+def stored_parts(generator: Generator, protocol: Protocol, ipc: int, sampling: Any) -> dict[str, int]:
+    """Return the bytes of each part of a generator that a protocol needs."""
+    uses = {"codes": generator.sampling_identity(sampling).get("distilled"), "teacher": protocol.soft}
+    return {name: count for name, count in generator.stored_parts(ipc).items() if uses.get(name, True)}
 
 
 def to_image_tensors(images: Tensor, class_names: Sequence[str], logits: Tensor | None = None) -> ImageTensors:
@@ -126,17 +143,24 @@ def to_image_tensors(images: Tensor, class_names: Sequence[str], logits: Tensor 
     )
 
 
-def cut_sets(protocol: Protocol, generator: Generator, images: Tensor, ipc: int) -> list[ImageTensors]:
+def cut_sets(
+    protocol: Protocol, generator: Generator, images: Tensor, ipc: int, seed: int, sampling: Any
+) -> list[ImageTensors]:
     """Cut images from `materialize` into the sets that take turns in a protocol."""
-    logits = generator.soft_labels(*class_grid(generator.num_classes, ipc)) if protocol.soft else None
-    parts = images[:, : protocol.sets * ipc].split(ipc, dim=1)
+    parts, logits = images[:, : protocol.sets * ipc].split(ipc, dim=1), None
+    if protocol.soft:  # one set: no protocol has both
+        rows = class_grid(generator.num_classes, ipc)
+        logits = generator.soft_labels(*rows, seed, sampling, images=parts[0].flatten(0, 1))
     return [to_image_tensors(part, generator.class_names, logits) for part in parts]
 
 
 def fresh_batches(
-    generator: Generator, ipc: int, seed: int, recipe: Recipe, sampling: Any, device: torch.device
+    generator: Generator, ipc: int, seed: int, recipe: Recipe, sampling: Any, device: torch.device, soft: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches that are new in each epoch, as many as the recipe takes steps."""
+    """Yield batches that are new in each epoch, as many as the recipe takes steps.
+
+    Labels are the teacher's logits if `soft`.
+    """
     steps = recipe.for_ipc(ipc, generator.num_classes).steps(ipc * generator.num_classes)
-    for batch in DistilledStream(generator, ipc, seed, recipe.batch_size, sampling).batches(steps):
-        yield tuple(part.to(device) for part in batch)
+    for images, *labels in DistilledStream(generator, ipc, seed, recipe.batch_size, sampling).batches(steps, soft):
+        yield images.to(device), labels[-1].to(device)

@@ -11,4 +11,5 @@ __getattr__, __dir__ = lazy_names(
     base="Generator",
     pretrained="GeneratorModel PretrainedGenerator",
     image_bank="ImageBank",
+    teacher="Teacher",
 )

@@ -1,6 +1,10 @@
-"""Base class of every generator, with defaults for optional abilities."""
+"""Base class of every generator, with defaults for optional abilities.
+
+This module is longer than others because every ability that any kind of generator may have is explained here once.
+"""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +17,15 @@ from tqdm.auto import tqdm
 from hf_gdd.data.normalization import InputTransform
 from hf_gdd.data.pixels import tanh_to_uint8
 from hf_gdd.generators.checks import check_request
+from hf_gdd.hub.files import FORMAT_VERSION
 from hf_gdd.report import Report
 from hf_gdd.utils.device import keep_freed_memory
 from hf_gdd.utils.plotting import image_grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from hf_gdd.generators.teacher import Teacher
 
 # Images are always made this many at a time, padded if need be: kernels may round differently at another batch size.
 TILE = {"cpu": 64}
@@ -38,11 +45,16 @@ class Generator:
     `weights`; `PretrainedGenerator` adds saving, loading and pushing. The optional abilities (`select`, `reconstruct`,
     `soft_labels`, `label_images`) have defaults that say no.
 
+    A generator may have distilled codes for the first M images of every class. Image i < M is then distilled if the
+    seed is 0. All others are plain draws: i >= M, other seeds, and `sampling.distilled=False`.
+
     Attributes:
         max_ipc: number of images per class; None for no limit.
         sampling: settings that change pixels beside the weights; part of every identity.
         report: accuracies measured with this generator; None if it was not evaluated.
         origin: repo and commit that it was loaded from, `me/generator@<sha>`, or None.
+        codes: inputs from which the first images of every class are made, [K, M, ...]; None if there are none.
+        teacher: network whose logits are soft labels; None for hard labels alone.
 
     Example:
         labels, indices = torch.tensor([0, 0, 7]), torch.tensor([0, 1, 0])
@@ -56,6 +68,8 @@ class Generator:
     sampling: Any
     report: Report | None = None
     origin: str | None = None
+    codes: Tensor | None = None
+    teacher: "Teacher | None" = None
 
     # Record of the classes and the training.
 
@@ -133,9 +147,7 @@ class Generator:
 
         """
         check_request(self, labels, indices)
-        sampling = self.sampling if sampling is None else sampling
-        if type(sampling) is not type(self.sampling):
-            raise ValueError(f"This generator is sampled by a {type(self.sampling).__name__}, not {sampling!r}.")
+        sampling = self.choose_sampling(sampling)
         keep_freed_memory(self.device)
         size = self.tile
         pad = (0, -len(labels) % size)
@@ -146,6 +158,33 @@ class Generator:
         images = [tanh_to_uint8(self.make(*tile, seed, sampling)) for tile in bar]
         empty = torch.empty(0, *self.image_shape, dtype=torch.uint8, device=self.device)
         return torch.cat([empty, *images])[: len(labels)]
+
+    @property
+    def distilled_ipc(self) -> int:
+        """Number M of distilled images of every class; 0 if there are none."""
+        return 0 if self.codes is None else self.codes.shape[1]
+
+    def choose_sampling(self, sampling: Any = None) -> Any:
+        """Return the settings to sample by: these, or the generator's own if None.
+
+        Settings that make the same images are made equal: without codes nothing is distilled.
+
+        Raises:
+            ValueError: they are another kind of generator's.
+
+        """
+        sampling = self.sampling if sampling is None else sampling
+        if type(sampling) is not type(self.sampling):
+            raise ValueError(f"This generator is sampled by a {type(self.sampling).__name__}, not {sampling!r}.")
+        return sampling.without_codes() if self.codes is None else sampling
+
+    def sampling_identity(self, sampling: Any = None) -> dict[str, Any]:
+        """Return the settings as primitives, for configs, cards and reports.
+
+        Without codes `distilled` is left out, as in records of versions that had none.
+        """
+        fields = self.choose_sampling(sampling).identity()
+        return fields if self.codes is not None else {name: fields[name] for name in fields if name != "distilled"}
 
     def grid(self, seed: int = 0) -> "Image":
         """Return a picture of the first images of up to 100 classes, a row per class."""
@@ -161,14 +200,35 @@ class Generator:
 
     @property
     def stored_bytes(self) -> int:
-        """Size of the weights and buffers."""
+        """Size of the weights and buffers, without codes and teacher."""
         return sum(tensor.nbytes for tensor in self.weights.values())
+
+    def stored_parts(self, ipc: int) -> dict[str, int]:
+        """Return the bytes of each part that a set of `ipc` images per class needs."""
+        parts = {"generator": self.stored_bytes}
+        if self.codes is not None:
+            parts["codes"] = self.codes[:, :ipc].nbytes
+        if self.teacher is not None:
+            parts["teacher"] = self.teacher.stored_bytes
+        return parts
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of kind and weights: equal fingerprints make equal images."""
-        digest = hashlib.sha256(repr(self.kind).encode())
-        for name, tensor in sorted(self.weights.items()):
+        """The sha256 of all that decides images and labels, and of the statistics.
+
+        A generator that was saved in format 1 and not changed since has that of its kind and weights alone, by which
+        its cached sets and its reports know it.
+        """
+        digest, tensors = hashlib.sha256(repr(self.kind).encode()), dict(self.weights)
+        if self.config.get("format_version", FORMAT_VERSION) >= 2:
+            record = [list(self.class_names), list(map(float, self.mean)), list(map(float, self.std))]
+            if self.codes is not None:
+                tensors["/codes"] = self.codes
+            if self.teacher is not None:
+                record.append(self.teacher.identity)
+                tensors |= {f"/teacher.{name}": tensor for name, tensor in self.teacher.state_dict().items()}
+            digest.update(json.dumps(record).encode())
+        for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -183,29 +243,47 @@ class Generator:
     @property
     def has_soft_labels(self) -> bool:
         """True if the images have a teacher's logits."""
-        return False
+        return self.teacher is not None
 
     @property
     def zca(self) -> bool:
         """True if the teacher sees whitened images; its students should see them too."""
-        return False
+        return self.teacher is not None and self.teacher.config.zca
 
-    def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:
-        """Return the teacher's logits, float16 [B, K]; None if labels are hard."""
-        return None
+    def soft_labels(
+        self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None, *, images: Tensor | None = None
+    ) -> Tensor | None:
+        """Return the teacher's logits of images, the same to the bit in any batch.
 
-    def label_images(self, images: Tensor, transform: InputTransform) -> Tensor:
+        Args:
+            labels: int64 [B], like `indices`, `seed` and `sampling` as in `sample`.
+            indices: int64 [B].
+            seed: seed of the images.
+            sampling: sampling settings of the images.
+            images: what `sample` returned for the same arguments; made again if None.
+
+        Returns:
+            float16 [B, K], or None if labels are hard.
+
+        """
+        if not self.has_soft_labels:
+            return None
+        return self.label_images(self.sample(labels, indices, seed, sampling) if images is None else images)
+
+    def label_images(self, images: Tensor, transform: InputTransform | None = None) -> Tensor:
         """Return the teacher's logits of any images uint8 [N, C, H, W], float16 [N, K].
 
         Args:
             images: on any device, where the logits are put too.
-            transform: input transform of the teacher.
+            transform: input transform of a teacher that sees whitened images; others need none.
 
         Raises:
-            ValueError: the generator has no teacher.
+            ValueError: the generator has no teacher, or the teacher needs a transform.
 
         """
-        raise ValueError("This generator has hard labels only: no teacher comes with it.")
+        if self.teacher is None:
+            raise ValueError("This generator has hard labels only: no teacher comes with it.")
+        return self.teacher.logits(images, transform)
 
     def select(self, classes: Sequence[str], class_names: Sequence[str] | None = None) -> "Generator":
         """Return the same model for some of its classes only, in this order.

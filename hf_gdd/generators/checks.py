@@ -1,5 +1,6 @@
 """Checks of requests to a generator and of its record."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from hf_gdd.utils.random import check_seed
 
 if TYPE_CHECKING:
     from hf_gdd.generators.base import Generator
+
+logger = logging.getLogger("hf_gdd")
 
 MAX_IMAGES = 100_000_000
 
@@ -24,6 +27,19 @@ def check_image_seed(generator: "Generator", seed: int) -> None:
     check_seed(seed)
     if seed and generator.max_ipc is not None:
         raise ValueError(f"seed is {seed}, but the images of this generator are stored: no seed changes them.")
+
+
+def log_plain_seed(generator: "Generator", seed: int, sampling: Any) -> None:
+    """Log a line if a seed gives plain draws where seed 0 gives distilled images.
+
+    Args:
+        generator: makes the images.
+        seed: seed of the images.
+        sampling: from `generator.choose_sampling`.
+
+    """
+    if seed and generator.codes is not None and sampling.distilled:
+        logger.warning("Seed %d draws plain images: the distilled ones are those of seed 0.", seed)
 
 
 def check_request(generator: "Generator", labels: Tensor, indices: Tensor) -> None:

@@ -69,6 +69,7 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         std: tuple[float, ...] = (0.5,),
         training: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
         fingerprint: str | None = None,
         weights_dtype: str | None = None,
         image_shape: tuple[int, int, int] | None = None,
@@ -155,7 +156,7 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         """
         if class_names is not None and len(classes) != len(class_names):
             raise ValueError(f"{len(classes)} classes are chosen for the {len(class_names)} of the data set.")
-        record = {name: self.config[name] for name in ("mean", "std", "training", "sampling")}
+        record = {name: self.config[name] for name in ("mean", "std", "training", "sampling", "format_version")}
         record["class_names"] = tuple(class_names or classes)
         record["class_rows"] = class_rows_of(classes, self.names_of_rows)
         record["known_classes"] = {str(row): name for row, name in self.names_of_rows.items()}
@@ -192,6 +193,7 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         """Move to a device or dtype as `torch.nn.Module.to` does; returns self."""
         for part in (self.transformer, self.vae):
             nn.Module.to(part, *args, **kwargs)
+        self.move_parts()
         return self
 
 

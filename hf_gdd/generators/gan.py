@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_gdd.data.image_tensors import MAX_SIZE, MIN_SIZE
 from hf_gdd.generators.checks import check_record
+from hf_gdd.generators.codes import check_codes, check_distilled_ipc
 from hf_gdd.generators.noise import noise
 from hf_gdd.generators.pretrained import GeneratorModel
 from hf_gdd.generators.sampling import Sampling
@@ -45,6 +46,7 @@ class ConditionalGANGenerator(GeneratorModel):
         image_shape: (C, H, W), square, 8 to 64 px, 1 or 3 channels.
         width: channels of every hidden layer; 196 in the papers.
         noise_dim: random entries of the input.
+        distilled_ipc: number of images of every class in `codes`, which are stored in a file of their own.
 
     Raises:
         ValueError: a size outside these limits.
@@ -54,6 +56,8 @@ class ConditionalGANGenerator(GeneratorModel):
         images = generator.sample(torch.tensor([0, 1]), torch.tensor([0, 0]))  # uint8 [2, 3, 32, 32]
 
     """
+
+    _codes: Tensor | None = None
 
     @register_to_config
     def __init__(
@@ -66,6 +70,8 @@ class ConditionalGANGenerator(GeneratorModel):
         std: tuple[float, ...] = (0.5,),
         training: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
+        distilled_ipc: int = 0,
+        teacher: dict[str, Any] | None = None,
         fingerprint: str | None = None,
         weights_dtype: str | None = None,
         format_version: int = FORMAT_VERSION,
@@ -81,6 +87,7 @@ class ConditionalGANGenerator(GeneratorModel):
         if not 1 <= noise_dim <= 10_000:
             raise ValueError(f"noise_dim is {noise_dim}; it must lie in 1..10,000 (the papers use 90).")
         check_record(class_names, image_shape, mean, std, training)
+        check_distilled_ipc(distilled_ipc, len(class_names))
         self.sampling = Sampling(**sampling or {})
         first, *sizes = map_sizes(side)
         self.start = nn.Sequential(
@@ -97,6 +104,31 @@ class ConditionalGANGenerator(GeneratorModel):
                 blocks += _with_batch_norm(nn.Conv2d(width, width, 3, padding=1), width)
         self.blocks = nn.Sequential(*blocks[:-3], nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
 
+    @property
+    def codes(self) -> Tensor | None:
+        """Distilled codes of the first M images of every class; None if there are none.
+
+        They are float16 [K, M, noise_dim], stay so, and move with the generator's device.
+        """
+        return self._codes
+
+    @codes.setter
+    def codes(self, codes: Tensor | None) -> None:
+        if codes is None and self._codes is None:
+            return
+        if codes is not None:
+            codes = codes.detach().half()
+            check_codes(codes, self.num_classes, self.config.noise_dim)
+        self._codes = codes
+        self.move_parts()
+        self.register_to_config(distilled_ipc=self.distilled_ipc, format_version=FORMAT_VERSION)
+
+    def move_parts(self) -> None:
+        """Move codes and teacher to the device of the weights, in their own dtype."""
+        super().move_parts()
+        if self._codes is not None:
+            self._codes = self._codes.to(self.device)
+
     def forward(self, code: Tensor) -> Tensor:
         """Make images in [-1, 1], [B, C, H, W], from codes [B, K + noise_dim]."""
         return self.blocks(self.start(code))
@@ -105,6 +137,10 @@ class ConditionalGANGenerator(GeneratorModel):
         """Return the input [B, K + noise_dim] of labels [B] and noise [B, noise_dim]."""
         return torch.cat([F.one_hot(labels, self.num_classes).to(normal), normal], dim=1)
 
+    def plain_codes(self, labels: Tensor, indices: Tensor, seed: int = 0) -> Tensor:
+        """Return the noise of plain draws, float32 [B, noise_dim]."""
+        return noise(seed, labels, indices, (self.config.noise_dim,))
+
     def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: Any) -> Tensor:
         """Make images in [-1, 1] from the counter-based noise of each (label, index).
 
@@ -112,7 +148,11 @@ class ConditionalGANGenerator(GeneratorModel):
         """
         if self.device.type == "cpu" and self.dtype in (torch.float16, torch.bfloat16):
             return deepcopy(self).float().make(labels, indices, seed, sampling)
-        normal = sampling.truncation * noise(seed, labels, indices, (self.config.noise_dim,))
+        normal = sampling.truncation * self.plain_codes(labels, indices, seed)
+        if self.codes is not None and sampling.distilled and seed == 0:
+            last = self.codes.shape[1] - 1
+            distilled = self.codes.to(normal)[labels, indices.clamp(max=last)]
+            normal = torch.where((indices <= last)[:, None], distilled, normal)
         return self(self.code(labels, normal.to(self.dtype)))
 
 

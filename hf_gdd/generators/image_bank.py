@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from hf_gdd.classifiers.learner import predict
 from hf_gdd.classifiers.networks import build_network
 from hf_gdd.data.normalization import InputTransform
 from hf_gdd.generators.checks import check_record, check_request
-from hf_gdd.generators.pretrained import GeneratorModel
+from hf_gdd.generators.pretrained import GeneratorModel, PretrainedGenerator
 from hf_gdd.generators.sampling import StoredSampling
+from hf_gdd.generators.teacher import Teacher
 from hf_gdd.hub.files import CONFIG_NAME, FORMAT_VERSION, LoadError, check_files
 
 MAX_BYTES = 100_000_000_000
@@ -32,8 +31,9 @@ class ImageBank(GeneratorModel):
 
     Args:
         ipc: images of every class.
-        teacher: architecture of the network that gave the soft labels; None for hard labels alone.
-        zca: True if the teacher sees whitened images, see `hf_gdd.data.normalization.ZCAWhitening`.
+        teacher: network, accuracy and `zca` of the teacher that gave the soft labels; None for hard labels alone. A
+            bank of format 1 has only the network here, and the teacher's weights in its own file.
+        zca: True if the teacher of a bank of format 1 sees whitened images.
 
     Raises:
         ValueError: a size out of range, or an unknown architecture.
@@ -52,7 +52,7 @@ class ImageBank(GeneratorModel):
         class_names: tuple[str, ...],
         image_shape: tuple[int, int, int],
         ipc: int,
-        teacher: str | None = None,
+        teacher: dict[str, Any] | str | None = None,
         zca: bool = False,
         mean: tuple[float, ...] = (0.5,),
         std: tuple[float, ...] = (0.5,),
@@ -72,7 +72,7 @@ class ImageBank(GeneratorModel):
         self.register_buffer("images", torch.zeros(num_classes, ipc, *image_shape, dtype=torch.uint8))
         if teacher is not None:
             self.register_buffer("labels", torch.zeros(num_classes, ipc, num_classes, dtype=torch.float16))
-            # `labeller` is the name of these tensors in saved banks.
+        if isinstance(teacher, str):  # `labeller` is the name of these tensors in banks of format 1
             self.labeller = build_network(teacher, num_classes, tuple(image_shape)).half().requires_grad_(False)
 
     @classmethod
@@ -98,14 +98,52 @@ class ImageBank(GeneratorModel):
         return self.config.ipc
 
     @property
+    def distilled_ipc(self) -> int:
+        """Number of distilled images of every class: all."""
+        return self.config.ipc
+
+    @property
     def has_soft_labels(self) -> bool:
         """True if the images have a teacher's logits."""
         return self.config.teacher is not None
 
     @property
-    def zca(self) -> bool:
-        """True if the teacher sees whitened images; its students should see them too."""
-        return self.config.zca
+    def teacher(self) -> Teacher | None:
+        """Network that gave the soft labels; None for hard labels alone.
+
+        A bank of format 1 holds it among its weights.
+        """
+        if super().teacher is None and isinstance(self.config.teacher, str):
+            record = {name: self.config[name] for name in ("class_names", "image_shape", "mean", "std", "zca")}
+            teacher = Teacher(self.config.teacher, **record).to(self.device)
+            teacher.classifier.load_state_dict(self.labeller.state_dict())
+            self.__dict__["_teacher"] = teacher
+        return super().teacher
+
+    @teacher.setter
+    def teacher(self, teacher: Teacher | None) -> None:
+        if teacher is not None:
+            self.check_teacher(teacher)
+        if self.has_soft_labels != (self.teacher is None and teacher is not None):
+            raise ValueError("The labels of a bank are stored: pass its teacher to ImageBank.from_images.")
+        PretrainedGenerator.teacher.fset(self, teacher)
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Raise ValueError unless a teacher has the classes and the shape of the images."""
+        teacher.check_fits(self)
+
+    def take_present_layout(self) -> None:
+        """Make the teacher a part of its own."""
+        if isinstance(self.config.teacher, str):
+            self.register_to_config(teacher=self.teacher.record)
+            del self.labeller
+
+    def stored_parts(self, ipc: int) -> dict[str, int]:
+        """Return the bytes of images with their labels, and of the teacher."""
+        parts = super().stored_parts(ipc)
+        if isinstance(self.config.teacher, str):
+            parts["generator"] -= parts["teacher"]
+        return parts
 
     @property
     def device(self) -> torch.device:
@@ -115,12 +153,19 @@ class ImageBank(GeneratorModel):
     def sample(self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None) -> Tensor:
         """Return the stored images, whatever the seed; see `Generator.sample`."""
         check_request(self, labels, indices)
-        if not isinstance(sampling, (StoredSampling, type(None))):
-            raise ValueError(f"The images of this generator are stored: no {sampling!r} changes them.")
+        self.choose_sampling(sampling)
         return self.images[labels.to(self.device), indices.to(self.device)]
 
-    def soft_labels(self, labels: Tensor, indices: Tensor) -> Tensor | None:
-        """Return the teacher's logits, float16 [B, K]; None if labels are hard."""
+    def choose_sampling(self, sampling: Any = None) -> StoredSampling:
+        """Return the only settings; see `Generator.choose_sampling`."""
+        if not isinstance(sampling, (StoredSampling, type(None))):
+            raise ValueError(f"The images of this generator are stored: no {sampling!r} changes them.")
+        return self.sampling
+
+    def soft_labels(
+        self, labels: Tensor, indices: Tensor, seed: int = 0, sampling: Any = None, *, images: Tensor | None = None
+    ) -> Tensor | None:
+        """Return the stored logits, float16 [B, K]; None if labels are hard."""
         check_request(self, labels, indices)
         if not self.has_soft_labels:
             return None
@@ -128,40 +173,28 @@ class ImageBank(GeneratorModel):
 
     @classmethod
     def from_images(
-        cls,
-        images: Tensor,
-        *,
-        teacher: tuple[str, Mapping[str, Tensor]] | None = None,
-        transform: InputTransform | None = None,
-        **record: Any,
+        cls, images: Tensor, *, teacher: Teacher | None = None, transform: InputTransform | None = None, **record: Any
     ) -> "ImageBank":
         """Make a bank of these images, with the labels of a teacher.
 
         Args:
             images: uint8 [K, ipc, C, H, W].
-            teacher: architecture and `state_dict` of the teacher, stored in half precision.
-            transform: input transform of the teacher.
+            teacher: gives the soft labels; None for hard labels alone.
+            transform: input transform of a teacher that sees whitened images.
             record: other arguments of the class.
 
         Raises:
-            ValueError: a teacher without a transform, or the reverse, or a teacher whose logits are not finite.
+            ValueError: a teacher of other classes or images, or whose logits are not finite; or one that sees whitened
+                images without a transform.
 
         """
-        if (teacher is None) != (transform is None):
-            raise ValueError("Pass a teacher and its input transform together, or neither for hard labels.")
-        name, weights = teacher or (None, {})
-        bank = cls(image_shape=tuple(images.shape[2:]), ipc=images.shape[1], teacher=name, **record).to(images.device)
+        if teacher is not None:
+            record["teacher"] = teacher.record
+        bank = cls(image_shape=tuple(images.shape[2:]), ipc=images.shape[1], **record).to(images.device)
         bank.images.copy_(images)
         if teacher is not None:
-            bank.labeller.load_state_dict(weights)
-            bank.labels.copy_(bank.label_images(images.flatten(0, 1), transform).view(bank.labels.shape))
+            bank.teacher = teacher
+            bank.labels.copy_(teacher.logits(images.flatten(0, 1), transform).view(bank.labels.shape))
             if not bank.labels.isfinite().all():
                 raise ValueError("The teacher's logits are not finite in half precision: its training failed.")
         return bank.eval()
-
-    def label_images(self, images: Tensor, transform: InputTransform) -> Tensor:
-        """Return the teacher's logits of any images; see `Generator.label_images`."""
-        if not self.has_soft_labels:
-            return super().label_images(images, transform)
-        teacher = deepcopy(self.labeller).float().to(images.device)
-        return predict(teacher, images, transform).half()

@@ -10,11 +10,12 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
-from hf_gdd.generators.base import Generator
+from hf_gdd.generators.parts import GeneratorWithParts
 from hf_gdd.generators.sampling import Sampling
 from hf_gdd.hub.cards import generator_card
 from hf_gdd.hub.files import (
     CONFIG_NAME,
+    FORMAT_VERSION,
     REPORT_NAME,
     LoadError,
     check_files,
@@ -35,7 +36,7 @@ logger = logging.getLogger("hf_gdd")
 Model = TypeVar("Model", bound="PretrainedGenerator")
 
 
-class PretrainedGenerator(Generator):
+class PretrainedGenerator(GeneratorWithParts):
     """A generator that can be saved, loaded and pushed.
 
     A subclass implements `make`, `weights`, `write`, `read` and `to`. Its constructor takes, beside arguments of its
@@ -48,7 +49,8 @@ class PretrainedGenerator(Generator):
         std: per-channel standard deviation of the real training images, for pixels in [0, 1].
         training: source, license, method, seed and settings of the training, as primitives.
         sampling: fields of the default sampling settings.
-        fingerprint: of the weights that were saved with this config.
+        teacher: network, accuracy and `zca` of the teacher in subfolder `teacher/`; None if there is none.
+        fingerprint: of what was saved with this config.
         weights_dtype: floating-point dtype of those weights.
         format_version: of the saved folder.
 
@@ -71,7 +73,8 @@ class PretrainedGenerator(Generator):
         """Write config, safetensors, grid.png, card and, if evaluated, report.json.
 
         The folder is replaced as a whole: a process killed at any moment leaves the old generator or the new one. Other
-        files in it stay. A report of other weights than these is left out, with a warning.
+        files in it stay. A report of other weights than these is left out, with a warning. A generator of an earlier
+        format takes on the present one, see `upgrade`.
 
         Args:
             save_directory: made if absent.
@@ -82,16 +85,19 @@ class PretrainedGenerator(Generator):
             OSError: nothing could be written, for example because the disk is full; the old folder stays.
 
         """
+        if self.config.get("format_version") != FORMAT_VERSION or isinstance(self.config.get("teacher"), str):
+            self.upgrade()
         target, report, fingerprint = Path(save_directory), self.report, self.fingerprint
         dtypes = [str(x.dtype).removeprefix("torch.") for x in self.weights.values() if x.is_floating_point()]
         self.register_to_config(
-            sampling=self.sampling.identity(), fingerprint=fingerprint, weights_dtype=next(iter(dtypes), None)
+            sampling=self.sampling_identity(), fingerprint=fingerprint, weights_dtype=next(iter(dtypes), None)
         )
         if report is not None and not any(result.generator == fingerprint for result in report.results):
             logger.warning("The report is of other weights than these and is not saved with them.")
             report = None
         with atomic_folder(target, replaced=is_own_file) as folder:
             self.write(folder, max_shard_size)
+            self.write_parts(folder)
             self.grid().save(folder / "grid.png")
             if report is not None:
                 report.save(folder / REPORT_NAME)
@@ -165,6 +171,8 @@ class PretrainedGenerator(Generator):
         try:
             with default_dtype_restored():
                 model = cls.read(folder, config, floating_dtype(config.get("weights_dtype")))
+                model.register_to_config(format_version=config.get("format_version", 0))
+                model.read_parts(folder, config)
         except LoadError:
             raise
         except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
@@ -200,6 +208,21 @@ class GeneratorModel(PretrainedGenerator, ModelMixin, ConfigMixin):
 
     config_name = CONFIG_NAME
     sampling: Any = Sampling()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a property, such as `teacher`, or any other attribute.
+
+        torch would make a teacher a part of the weights instead.
+        """
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "GeneratorModel":
+        super()._apply(*args, **kwargs)
+        self.move_parts()
+        return self
 
     @property
     def weights(self) -> Mapping[str, Tensor]:

@@ -15,6 +15,10 @@ class _Settings:
         """Return the fields as primitives, for reports and cards."""
         return asdict(self)
 
+    def without_codes(self) -> Any:
+        """Return equal settings for a generator that has no distilled codes."""
+        return self
+
 
 @dataclass(frozen=True)
 class Sampling(_Settings):
@@ -26,7 +30,9 @@ class Sampling(_Settings):
     """
 
     truncation: float = 1.0
-    """factor on the noise; below 1 trades diversity for typicality"""
+    """factor on the noise; below 1 trades diversity for typicality; distilled codes are never scaled"""
+    distilled: bool = True
+    """make the first images of every class from the distilled codes, if there are any and the seed is 0"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.truncation <= 2:
@@ -35,7 +41,11 @@ class Sampling(_Settings):
     @property
     def cache_key(self) -> str:
         """Text that names these settings in caches of data sets; must never change."""
-        return f"Sampling(truncation={self.truncation!r})"
+        return f"Sampling(truncation={self.truncation!r}{'' if self.distilled else ', distilled=False'})"
+
+    def without_codes(self) -> "Sampling":
+        """Return equal settings for a generator that has no distilled codes."""
+        return self if self.distilled else replace(self, distilled=True)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
 
     Args:
         repo: argument of `load_distilled_dataset`: a repo id or a folder.
-        config: of the generator: class_names, image_shape and training; of a bank also ipc, teacher and zca.
+        config: of the generator: class_names, image_shape, training and, if it has them, distilled_ipc and teacher; of
+            a bank also ipc.
         report: results, if it was evaluated.
 
     """
@@ -55,8 +56,8 @@ def generator_card(repo: str, config: Mapping[str, Any], report: Report | None =
         summary=" ".join(summary.split()) if isinstance(summary, str) else None,
         pipeline_class=_pipeline_class(config),
         ipc=config.get("ipc"),
+        distilled_ipc=config.get("distilled_ipc"),
         teacher=config.get("teacher"),
-        zca=config.get("zca", False),
         class_names=config["class_names"],
         size=f"{width}x{height} pixels, {'gray' if channels == 1 else 'color'}",
         results=report.markdown() if report else None,
@@ -73,13 +74,16 @@ def dataset_card(repo: str, records: Mapping[str, Mapping[str, Any]]) -> str:
 
     Args:
         repo: id of the data set.
-        records: for each configuration its generator, fingerprint, method, seed, sampling, ipc and images.
+        records: for each configuration its generator, fingerprint, method, seed, sampling, ipc, images and number of
+            distilled images per class.
 
     """
+    distilled = {name: row.get("distilled", 0) for name, row in records.items()}
     rows = [
         [
             f"`{name}`",
             str(row["ipc"]),
+            *([str(distilled[name])] if any(distilled.values()) else []),
             f"{row['images']:,}",
             str(row["seed"]),
             ", ".join(f"{key}={value}" for key, value in row["sampling"].items()),
@@ -87,11 +91,14 @@ def dataset_card(repo: str, records: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, row in records.items()
     ]
+    header = ["configuration", "IPC", *(["distilled"] if any(distilled.values()) else []), "images", "seed"]
+    header += ["sampling", "generator"]
     return Template(_template("dataset_card"), keep_trailing_newline=True).render(
         repo=repo,
         name=repo.split("/")[-1],
         first=next(iter(records)),
-        table=markdown_table(["configuration", "IPC", "images", "seed", "sampling", "generator"], rows),
+        table=markdown_table(header, rows),
+        distilled=any(distilled.values()),
         fixed=PROTOCOLS[FIXED],
         soft=PROTOCOLS[SOFT],
     )

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_NAME, REPORT_NAME = "config.json", "report.json"
+CODES, TEACHER = "codes.safetensors", "teacher"
 WEIGHTS, INDEX = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
 _NUMBER = "[0-9]" * 5
 SHARDS = f"diffusion_pytorch_model-{_NUMBER}-of-{_NUMBER}.safetensors"
@@ -19,8 +20,8 @@ PIPELINE_NAME, SCHEDULER_FILE, PARTS = "model_index.json", "scheduler/scheduler_
 # Patterns of every file of a generator beside config.json, card and picture. A load fetches these alone, so neither
 # code nor pickles come along; a save and a push replace them, so nothing is left of other weights.
 OWN_FILES = (
-    *(REPORT_NAME, WEIGHTS, INDEX, SHARDS, PIPELINE_NAME, SCHEDULER_FILE),
-    *(f"{part}/{name}" for part in PARTS for name in (CONFIG_NAME, WEIGHTS, INDEX, SHARDS)),
+    *(REPORT_NAME, WEIGHTS, INDEX, SHARDS, CODES, PIPELINE_NAME, SCHEDULER_FILE),
+    *(f"{part}/{name}" for part in (*PARTS, TEACHER) for name in (CONFIG_NAME, WEIGHTS, INDEX, SHARDS)),
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

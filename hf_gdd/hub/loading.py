@@ -31,6 +31,7 @@ def resolve(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    files: Collection[str] = OWN_FILES,
 ) -> tuple[Path, dict[str, Any], str | None]:
     """Return the local folder and the config of a generator.
 
@@ -44,6 +45,7 @@ def resolve(
         token: access token for private repos.
         cache_dir: cache for repos; that of `huggingface_hub` if None.
         local_files_only: take a repo from the cache or not at all.
+        files: patterns of the files that are fetched beside the config.
 
     Returns:
         Folder, config, and for a repo its `me/generator@<sha>`.
@@ -68,7 +70,7 @@ def resolve(
         stock = prefix + PIPELINE_NAME if STOCK_PIPELINE in accept else None
         path = _fetch_config(repo, prefix + CONFIG_NAME, stock, revision=revision, **options)
         config, sha = read_config(path.parent, accept), path.parents[len(sub.parts)].name
-        snapshot_download(repo, allow_patterns=[prefix + name for name in OWN_FILES], revision=sha, **options)
+        snapshot_download(repo, allow_patterns=[prefix + name for name in files], revision=sha, **options)
     except LoadError:
         raise
     except Exception as error:  # a cut connection surfaces as whatever the HTTP client of the day raises

@@ -25,6 +25,8 @@ from hf_gdd.utils.device import autocast, keep_freed_memory
 logger = logging.getLogger("hf_gdd")
 
 _FORMER_PARTS = {"state": "at"}  # of checkpoints, in earlier versions
+# Of a stage that earlier versions did not have; their checkpoints lack it.
+_LATER_PARTS = {"codes", "codes_pool", "codes_random", "optimizer_codes"}
 
 
 class TrainerBase:
@@ -130,16 +132,18 @@ class TrainerBase:
     def begin(self, stage: Stage) -> None:
         """Prepare a stage that is entered, not resumed in."""
 
-    def next_indices(self, stage: Stage) -> Tensor:
-        """Return the row numbers of the next step's whole batch, int64 [B].
+    def finish(self, generator: Generator) -> Generator:
+        """Complete the generator of a finished run; every process calls it."""
+        return generator
 
-        Every process then takes its part.
-        """
+    def next_indices(self, stage: Stage) -> Tensor:
+        """Return the row numbers of the next step's whole batch, int64 [B]."""
         return self.batches.next(self._batch_size(stage))
 
     def batch_size_setting(self, stage: Stage) -> tuple[str, int]:
         """Return the setting to lower when memory runs out: its name and value."""
-        return f"{stage.name}_batch_size", self._batch_size(stage)
+        name = stage.size_setting
+        return (name, getattr(self.config, name)) if name else (f"{stage.name}_batch_size", self._batch_size(stage))
 
     def picture(self) -> Any:
         """Return the picture saved while training: a grid of samples."""
@@ -154,7 +158,7 @@ class TrainerBase:
         """
         for stage in self.stages:
             size, processes = self._batch_size(stage), self.processes.count
-            if size % processes:
+            if stage.divided and size % processes:
                 raise ValueError(
                     f"The batch of stage {stage.name!r}, {size} images, does not divide over {processes} processes: "
                     "choose another batch size or number of processes."
@@ -189,9 +193,10 @@ class TrainerBase:
         """Continue where `state_dict` was taken, also by an earlier version."""
         for name, part in self.tracked.items():
             key = name if name in state else _FORMER_PARTS.get(name)
-            if key not in state:
+            if key in state:
+                part.load_state_dict(state[key])
+            elif name not in _LATER_PARTS:
                 raise ValueError(f"The checkpoint has no {name!r}: another version or method wrote it.")
-            part.load_state_dict(state[key])
 
     def identity(self) -> dict[str, Any]:
         """Return the run's identity: trainer, data and settings that decide results."""

@@ -7,12 +7,16 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 
 from accelerate.tracking import get_available_trackers
 
+from hf_gdd.classifiers.networks import NETWORK_NAMES
+from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.utils.random import check_seed
 
 # Settings that change what is written down, never what is computed: a run may be resumed with others.
 BOOKKEEPING = ("log_every", "picture_every", "checkpoint_every", "keep_checkpoints", "trackers")
 # Settings that earlier versions chose by timing: their runs recorded `auto`, or nothing, and resume with any.
 CHOSEN_SETTINGS, AUTO = frozenset({"channels_last", "mixed_precision"}), "auto"
+# Beginnings of names of settings that came later, of stages after all others: runs begun before them resume with any.
+LATER_SETTINGS = ("codes_", "teacher_", "generator")
 _FORMER_NAMES = {"guidance": "guidance_scale", "sampling_steps": "num_inference_steps"}
 
 Config = TypeVar("Config", bound="TrainingConfig")
@@ -35,6 +39,10 @@ class Stage:
     """real images a step, over all processes together"""
     lr: float
     """learning rate"""
+    divided: bool = True
+    """each process takes a part of the batch; else all of them take the same step on all of it"""
+    size_setting: str | None = None
+    """setting to lower when memory runs out; that of the batch size if None"""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,52 @@ class TrainingConfig:
     def method_record(self) -> Mapping[str, str]:
         """Return the paper and the summary that the method was registered with."""
         return self.methods.get(getattr(self, "method", ""), {})
+
+
+@dataclass(frozen=True)
+class LabelingConfig(TrainingConfig):
+    """Settings of a method whose generator may carry a teacher.
+
+    Example:
+        config = GlobalLocalTrainer.configure("tiny", teacher_network="convnet3", teacher_epochs=40)
+
+    """
+
+    teacher_network: str | None = None
+    """architecture of a teacher, whose logits become soft labels; None for hard labels alone"""
+    teacher_epochs: int = 20
+    """epochs of the teacher's training on the real data"""
+    teacher_batch_size: int = 64
+    """batch size of the teacher's training"""
+    teacher_lr: float = 0.05
+    """learning rate of the teacher's training; it falls to zero by a cosine"""
+    teacher_cache: str | None = None
+    """folder in which trained teachers are stored; a part of the Hugging Face cache if None"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "teacher_epochs", "teacher_batch_size", "teacher_lr")
+        if self.teacher_network is not None:
+            require_choice(self, "teacher_network", NETWORK_NAMES)
+
+    @property
+    def teacher_recipe(self) -> Recipe:
+        """Recipe of the teacher; `max_steps` caps its training too."""
+        return Recipe(
+            epochs=self.teacher_epochs,
+            max_steps=self.max_steps,
+            batch_size=self.teacher_batch_size,
+            lr=self.teacher_lr,
+            schedule="cosine",
+            mixed_precision=self.mixed_precision,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide results, as primitives.
+
+        The folder of stored teachers is left out.
+        """
+        return {name: value for name, value in super().identity().items() if name != "teacher_cache"}
 
 
 def rename_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from hf_gdd.training.config import AUTO, CHOSEN_SETTINGS, rename_settings
+from hf_gdd.training.config import AUTO, CHOSEN_SETTINGS, LATER_SETTINGS, rename_settings
 from hf_gdd.utils.io import disk_full, load_state, save_state, write_json, write_text
 
 logger = logging.getLogger("hf_gdd")
@@ -45,8 +45,9 @@ class RunFolder:
         """
         if (self.path / RUN_FILE).exists():
             recorded, mine = _read_run(self.path), self.identity["config"]
-            for name in CHOSEN_SETTINGS & mine.keys():
-                if recorded["config"].get(name, AUTO) == AUTO:
+            for name in mine:
+                missing = AUTO if name in CHOSEN_SETTINGS or name.startswith(LATER_SETTINGS) else None
+                if recorded["config"].get(name, missing) == AUTO:
                     recorded["config"][name] = mine[name]
             if changed := _differences(self.identity, recorded):
                 raise ValueError(

@@ -158,7 +158,7 @@ class Trainer(TrainerBase):
         started = time.perf_counter()
         indices = self.next_indices(self.stage)
         self.log_this_step = self._due(self.config.log_every, ahead=1)
-        metrics = self.step(self.processes.local_part(indices))
+        metrics = self.step(self.processes.local_part(indices) if self.stage.divided else indices)
         self.state.step += 1
         self.state.global_step += 1
         self.log.add(self.state.global_step, indices.numel(), metrics)
@@ -240,6 +240,7 @@ class Trainer(TrainerBase):
         self.processes.wait()
         folder = self.run.path / "best"
         generator = AutoGenerator.from_pretrained(folder, device=self.device) if best else self.to_generator()
+        generator = self.finish(generator)
         if self.processes.is_main:
             folder, fingerprint = self.run.path / "generator", generator.fingerprint
             report = read_report(folder)  # a run that is repeated must not lose its evaluation

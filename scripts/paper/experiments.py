@@ -105,6 +105,7 @@ class Size:
         return replace(self.recipe, floor=self.floors[data.removesuffix("-32")])
 
 
+WITHOUT_CODES = {"codes_ipc": 0, "teacher_network": None}  # they are measured by codes.py
 SEEDS = {"fashion_mnist": (0, 1, 2), "mnist": (0, 1, 2), "cifar10": (0,)}
 SIZES = {
     "paper": Size(
@@ -116,7 +117,7 @@ SIZES = {
         floors={"fashion_mnist": 0.9, "mnist": 0.985, "cifar10": 0.78},
     ),
     "lite": Size(
-        training={"preset": "lite", "penalty_every": 4, "checkpoint_every": 50},
+        training={"preset": "lite", "penalty_every": 4, "checkpoint_every": 50} | WITHOUT_CODES,
         steps=(1500, 200),
         network="convnet3_narrow",
         recipe=Recipe(max_steps=400, lr=0.1, schedule="cosine"),

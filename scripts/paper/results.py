@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from experiments import SIZES, VARIANTS, Experiment, experiments
 
 from hf_gdd import GlobalLocalTrainer
 from hf_gdd.report import Report, Result
+from hf_gdd.training.config import LATER_SETTINGS
 
 RESULTS = Path(__file__).parent / "results"
 OF_ONE_TRAINING = ("seed", "image_size", "start_from")  # settings that a size does not decide
@@ -73,12 +74,13 @@ def require_size(experiment: Experiment, record: Mapping[str, Any]) -> None:
     if report := record.get("report"):
         measured = {"recipe": report.recipe, "shared_draws": report.shared_draws}
         measured["n"] = sorted({len(row.accuracies) for row in report.results})
-        now = {"recipe": asdict(size.recipe_for(experiment.data)), "shared_draws": size.shared_draws, "n": [size.n]}
+        now = {"recipe": size.recipe_for(experiment.data).identity(), "shared_draws": size.shared_draws, "n": [size.n]}
     else:
         measured = record["run"]["config"]
         now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[experiment.variant])).identity()
         auto = {name for name in now if measured.get(name, "auto") == "auto"}  # as earlier versions recorded choices
-        now = {name: value for name, value in now.items() if name not in (*OF_ONE_TRAINING, *auto)}
+        later = {name for name in now if name.startswith(LATER_SETTINGS) and name not in measured}
+        now = {name: value for name, value in now.items() if name not in {*OF_ONE_TRAINING, *auto, *later}}
     for name, value in json.loads(json.dumps(now)).items():  # as it is read back
         if measured[name] != value:
             raise ValueError(

@@ -11,7 +11,6 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def circumstances(results: Results) -> dict[str, Any]:
     size, records = SIZES[results.size], list(results.finished.values())
     config = GlobalLocalTrainer.configure(**size.training)
     settings = {name: value for name, value in size.training.items() if name in config.identity()}
-    recipe = {k: v for k, v in asdict(size.recipe).items() if k != "floor" and v not in (False, (), None)}
+    recipe = {k: v for k, v in size.recipe.identity().items() if k != "floor" and v not in (False, (), None)}
     reports = {e.data: record["report"] for e, record in results.finished.items() if e.kind == REAL}
     notes = [note for record in records for note in record["caveats"]]
     notes += [f"{TITLES[data]}: {problem}." for data, report in reports.items() for problem in report.problems]

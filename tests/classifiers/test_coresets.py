@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_gdd.classifiers.coresets import CORESETS, coreset_features, select_coreset
+from hf_gdd.classifiers.coresets import CORESETS, coreset_features, cut_coresets, select_coreset
 from hf_gdd.classifiers.networks import penultimate_features
 from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
@@ -57,3 +57,14 @@ def test_a_smaller_coreset_begins_a_larger_one(rule):
         assert torch.equal(few, many[:3])
         assert len(many.unique()) == 7
         assert (DIGITS.labels[many] == label).all()
+
+
+def test_coresets_are_cut_as_data_sets():
+    features = torch.randn(120, 5, generator=torch.Generator().manual_seed(0))
+    cut = cut_coresets(("herding", "k-center"), features, DIGITS, (2, 5))
+    assert set(cut) == {(rule, ipc) for rule in CORESETS for ipc in (2, 5)}
+    for (rule, ipc), data in cut.items():
+        rows = torch.cat(select_coreset(rule, features, DIGITS.labels, ipc))
+        assert torch.equal(data.images, DIGITS.images[rows])
+        assert data.class_counts == (ipc,) * 10
+        assert data.source.endswith(f"[{rule}]")

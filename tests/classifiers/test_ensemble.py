@@ -1,6 +1,7 @@
 """Networks trained together learn what each would learn alone, stacked or not."""
 
 import logging
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -64,6 +65,7 @@ def assert_equal(found, expected, **tolerance):
 EXACT, ROUNDING = {"rtol": 1e-8, "atol": 1e-10}, {"rtol": 1e-3, "atol": 1e-4}
 MIXED = Recipe(batch_size=6, lr=0.05, weight_decay=0.01, schedule="steps", augment="imagenet", cutmix=True)
 CASES = [("convnet1", FIRM, False), ("convnet1", MIXED, True), (resnet, MIXED, False)]
+CASES.append(("convnet1", replace(FIRM, soft_loss="kl"), True))
 
 
 @pytest.mark.parametrize(("network", "recipe", "soft"), CASES)

@@ -1,5 +1,7 @@
 """Recipes: epochs for a set of some size, learning-rate schedules, names."""
 
+from dataclasses import asdict, replace
+
 import pytest
 
 from hf_gdd.classifiers.recipes import RECIPES, SCHEDULES, Recipe, find_recipe
@@ -30,3 +32,25 @@ def test_recipes_by_name():
     assert find_recipe(own) is own
     with pytest.raises(ValueError, match="Unknown recipe 'huge'; choose one of paper, "):
         find_recipe("huge")
+
+
+def test_records_of_versions_without_a_choice_of_soft_loss_stay_valid():
+    """They have no such fields: reports, keys of teachers and records of experiments are compared with them."""
+    former = asdict(Recipe())
+    del former["soft_loss"], former["temperature"]
+    assert Recipe().identity() == Recipe(temperature=5.0).identity() == former
+    softened = Recipe(soft_loss="kl", temperature=5.0)
+    assert softened.identity() == former | {"soft_loss": "kl", "temperature": 5.0}
+    assert replace(softened, **softened.identity()) == softened
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"soft_loss": "l2"}, "Unknown soft_loss 'l2'; choose l1 or kl"),
+        ({"temperature": 0.0}, r"Recipe\.temperature is 0.0; it must be positive"),
+    ],
+)
+def test_soft_losses_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**change)

@@ -1,26 +1,34 @@
+import io
 import json
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pytest
+import torch
+from kinds import codes, gan, teacher_of
 from PIL import Image
 
 from hf_gdd.classifiers.ensemble import ClassifierEnsemble
 from hf_gdd.classifiers.learner import NonFiniteLossError
 from hf_gdd.classifiers.recipes import RECIPES, Recipe
 from hf_gdd.cli.main import main
+from hf_gdd.cli.options import SamplingOptions
 from hf_gdd.evaluation import evaluator as judging
 from hf_gdd.generators.auto import AutoGenerator
+from hf_gdd.generators.sampling import Sampling
 from hf_gdd.methods.global_local.trainer import GlobalLocalTrainer
-from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
+from hf_gdd.report import FULL_DATA, RANDOM_REAL, TEACHER, Report
 from hf_gdd.training.run_folder import read_run
 from hf_gdd.training.trainer import Trainer
 
 TINY = ["distill", "--dataset", "digits", "--preset", "tiny", "--max-steps", "2", "--width", "4", "--pool", "convnet1"]
+TINY += ["--codes-ipc", "2"]
 DIGITS = [str(digit) for digit in range(10)]
+CARDS = Path(__file__).parents[2] / "model_cards"
 
 
 @pytest.fixture(autouse=True)
@@ -271,14 +279,17 @@ def test_bad_input_to_materialize_and_evaluate(run, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ([], ["distill", "materialize", "evaluate"]),
+        ([], ["distill", "materialize", "evaluate", "show", "env"]),
         (
             ["distill"],
             ["--dataset", "--output-dir", "--config", "--preset", "--method", "--max-steps", "--width", "--start-from"],
         ),
         (["distill", "--preset", "tiny"], ["--pool", "convnet2", "--image-size", "--seed", "--mixed-precision"]),
-        (["materialize"], ["--ipc", "--output-dir", "--seed", "--truncation", "--num-proc"]),
+        (["materialize"], ["--ipc", "--output-dir", "--seed", "--truncation", "--num-proc", "--no-distilled"]),
         (["evaluate"], ["--dataset", "--ipc", "--protocol", "--networks", "--recipe", "--shared-draws", "--output"]),
+        (["evaluate"], ["--image-seed", "--coresets", "--soft-loss", "--temperature", "--distilled", "--no-distilled"]),
+        (["show"], ["--revision"]),
+        (["env"], ["versions"]),
     ],
     ids=" ".join,
 )
@@ -337,3 +348,161 @@ def test_presets_are_the_defaults_of_the_command(tmp_path, monkeypatch):
     for preset in ("paper", "fast", "lite", "tiny"):
         assert main(["distill", "--dataset", "digits", "--preset", preset, "--seed", "9"]) == 2
     assert made == [replace(GlobalLocalTrainer.presets[name], seed=9) for name in ("paper", "fast", "lite", "tiny")]
+
+
+# ---- generators with distilled codes and a teacher
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory):
+    """The folder of a generator of digits with four distilled images a class and a teacher."""
+    folder, generator = tmp_path_factory.mktemp("labeled") / "generator", gan(names=tuple(DIGITS))
+    generator.codes = codes(count=4, num_classes=10)
+    generator.teacher = teacher_of(names=tuple(DIGITS))
+    generator.save_pretrained(folder)
+    return folder
+
+
+def first_image(folder):
+    return datasets.load_dataset(str(folder), split="train")[0]["image"].tobytes()
+
+
+def test_materialize_says_how_many_images_are_distilled(labeled, capsys):
+    command = ["materialize", str(labeled), "--output-dir"]
+    for options, expected in (
+        (
+            ["--ipc", "2", "4", "6"],
+            ["20 images, all distilled", "40 images, all distilled", "60 images, 40 of them distilled"],
+        ),
+        (["--ipc", "2", "--no-distilled"], ["20 images"]),
+        (["--ipc", "2", "--distilled"], ["20 images, all distilled"]),
+        (["--ipc", "2", "--seed", "3"], ["20 images"]),
+    ):
+        folder = "-".join(options).replace("--", "")
+        assert main([*command, folder, *options]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(": load_dataset")[0] for line in lines] == expected
+    distilled, plain, again = (
+        first_image(f"ipc-2{name}/ipc2-seed0") for name in ("-4-6", "-no-distilled", "-distilled")
+    )
+    assert distilled == again != plain
+    refused(capsys, [*command, "x", "--distilled", "--no-distilled"], "Pass --distilled or --no-distilled, not both")
+
+
+def test_flags_override_what_a_generator_was_saved_with(labeled, tmp_path):
+    generator = AutoGenerator.from_pretrained(labeled)
+    assert SamplingOptions().apply_to(generator) is None
+    for saved in (True, False):
+        generator.sampling = Sampling(distilled=saved)
+        assert SamplingOptions(distilled=True).apply_to(generator) == Sampling()
+        assert SamplingOptions(no_distilled=True).apply_to(generator) == Sampling(distilled=False)
+        assert SamplingOptions(truncation=0.5).apply_to(generator) == Sampling(0.5, distilled=saved)
+
+
+def test_evaluate_passes_its_options_on(labeled, capsys):
+    arguments = ["evaluate", str(labeled), "--dataset", "digits", "--recipe", "tiny", "--n", "1", "--output", "r.json"]
+    arguments += ["--networks", "convnet1", "--ipc", "2", "--protocol", "soft", "dynamic", "--coresets", "herding"]
+    arguments += ["--soft-loss", "kl", "--temperature", "3", "--seed", "5", "--image-seed", "4"]
+    assert main(arguments) == 0
+    report, names = Report.load("r.json"), {"untrained", RANDOM_REAL, "herding", FULL_DATA, TEACHER}
+    assert {row.name for row in report.results} == names
+    assert (report.recipe["soft_loss"], report.recipe["temperature"]) == ("kl", 3.0)
+    (row,) = report.find("untrained", protocol="fixed")
+    assert (row.sampling, row.seeds) == ("truncation=1.0, distilled=False, image_seed=4", (5,))
+    assert "cannot be compared at IPC 2" in capsys.readouterr().out.splitlines()[0]
+    for options, text in (([], "True"), (["--no-distilled"], "False")):
+        assert main([*arguments, "--image-seed", "0", *options]) == 0
+        assert f"distilled={text}" in Report.load("r.json").find("untrained", protocol="fixed")[0].sampling
+    refused(capsys, [*arguments, "--temperature", "0"], "Recipe.temperature is 0.0; it must be positive")
+
+
+# ---- show and env
+
+
+def test_show_says_what_a_generator_is(labeled, capsys, monkeypatch):
+    monkeypatch.setattr(AutoGenerator, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    assert main(["show", str(labeled)]) == 0
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line)
+    assert {name: text.strip() for name, text in lines.items()} == {
+        "Kind": "ConditionalGANGenerator",
+        "Classes": "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+        "Images": "as many as you ask for, 8x8 pixels, gray",
+        "Distilled": "the first 4 of every class, at seed 0",
+        "Labels": "hard, and soft ones by a convnet1 that classifies 75.0% of the real training images correctly",
+        "From": str(labeled),
+        "Not evaluated yet": "hf-gdd evaluate adds the report.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("digits", ["trained by global-local, seed 0", "digits:train, license cc-by-4.0", "random-real"]),
+        ("digits-matching", ["10 of every class, 8x8 pixels", "Distilled: all", "soft ones by a convnet2"]),
+        ("digits-memory", ["DiffusionGenerator", "Distilled: none, every image is a plain draw", "| self-adaptive |"]),
+    ],
+)
+def test_show_knows_every_kind_and_prints_the_report(card, expected, capsys):
+    assert main(["show", str(CARDS / card)]) == 0
+    said = capsys.readouterr().out
+    assert [text for text in expected if text not in said] == []
+    assert Report.load(CARDS / card / "report.json").markdown() in said
+
+
+def test_show_lists_a_stock_pipeline(tmp_path, capsys):
+    names = {str(row): f"class {row}" for row in range(12)}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", "id2label": names}))
+    assert main(["show", str(tmp_path)]) == 0
+    assert "Classes:   12: class 0, class 1," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"class_names": 5},
+        {"image_shape": [8, 8]},
+        {"training": "none"},
+        {"distilled_ipc": "many"},
+        {"teacher": {"accuracy": 1}},
+        {"teacher": 5},
+        {"class_names": [1, 2]},
+    ],
+    ids=str,
+)
+def test_show_refuses_a_damaged_config(labeled, tmp_path, capsys, content):
+    config = json.loads((labeled / "config.json").read_text()) | content
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(capsys, ["show", str(tmp_path)], "error: config.json in", "is damaged", "fetch or save it again")
+
+
+def test_show_hides_what_a_terminal_would_obey(labeled, tmp_path, capsys):
+    config = json.loads((labeled / "config.json").read_text()) | {"class_names": ["a\x1b[2J", "b\r"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["show", str(tmp_path)]) == 0
+    assert "2: a?[2J, b?" in capsys.readouterr().out
+
+
+def show(repo):
+    """In a process of its own, what the command prints."""
+    with redirect_stdout(io.StringIO()) as said:
+        assert main(["show", repo]) == 0
+    return said.getvalue()
+
+
+def test_show_fetches_no_weights(hub, client):
+    files = {path.name: path.read_bytes() for path in (CARDS / "digits").iterdir() if path.is_file()}
+    hub.add_user("me")
+    hub.put("me/digits", files)
+    said = client().run(show, "me/digits")
+    assert f"me/digits@{hub.head('me/digits')}" in said
+    assert "random-real" in said
+    fetched = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path}
+    assert fetched == {"config.json", "report.json"}
+
+
+def test_env_prints_versions_and_device(capsys):
+    assert main(["env"]) == 0
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["torch"].strip() == torch.__version__
+    assert lines.keys() >= {"python", "platform", "hf_gdd", "datasets", "diffusers", "device"}
+    assert lines["device"].strip()

@@ -24,7 +24,7 @@ class PlainGenerator(Generator):
         value = (labels * 50 + indices + 10 * seed).to(torch.uint8)
         return value[:, None, None, None].expand(-1, 1, 8, 8)
 
-    def soft_labels(self, labels, indices):
+    def soft_labels(self, labels, indices, seed=0, sampling=None, *, images=None):
         if not self.has_soft_labels:
             return None
         return torch.stack([labels, indices, labels - indices], dim=1).half() / 8

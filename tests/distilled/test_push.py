@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from kinds import diffusion
+from kinds import diffusion, labeled
 
 from hf_gdd import AutoGenerator, ConditionalGANGenerator, Recipe, load_distilled_dataset, push_distilled_dataset
 from hf_gdd.generators.sampling import changed_sampling
@@ -104,11 +104,83 @@ def command(*words):
 def distil_and_push(repo, folder):
     from hf_gdd import GlobalLocalTrainer, ImageTensors, evaluate
 
-    generator = GlobalLocalTrainer("digits", preset="tiny", max_steps=3, output_dir=folder).fit()
+    generator = GlobalLocalTrainer("digits", preset="tiny", max_steps=3, codes_ipc=2, output_dir=folder).fit()
     test = ImageTensors.from_dataset("digits", "test")
     generator.report = evaluate(generator, test, ipc=1, networks="convnet1", n=1, recipe=Recipe(max_steps=3))
     generator.push_to_hub(repo)
     return materialize(repo, ipc=2), rows(load_distilled_dataset(generator, ipc=2))
+
+
+def push_labeled(repo):
+    return labeled().push_to_hub(repo).oid
+
+
+def push_labeled_sets(repo, sets, ipc):
+    return push_distilled_dataset(AutoGenerator.from_pretrained(repo), sets, ipc=ipc)
+
+
+def soft_rows(data):
+    return [(row["image"].tobytes(), row["label"], list(row["soft_label"])) for row in data]
+
+
+def materialize_soft(repo, **options):
+    return soft_rows(load_distilled_dataset(repo, **options))
+
+
+def stock_soft(repo, config):
+    from datasets import load_dataset
+
+    data = load_dataset(repo, config, split="train")
+    return soft_rows(data), str(data.features["soft_label"])
+
+
+def loss_of(logits, soft_labels):
+    return torch.nn.functional.kl_div(logits.log_softmax(1), soft_labels.float().softmax(1), reduction="batchmean")
+
+
+def train_in_plain_pytorch(repo, config):
+    """The loss in the first and the last epoch."""
+    from datasets import load_dataset
+
+    data = load_dataset(repo, config, split="train").with_format("torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    optimizer, losses = torch.optim.SGD(network.parameters(), lr=0.05), []
+    for _ in range(10):
+        losses.append(0.0)
+        for batch in torch.utils.data.DataLoader(data, batch_size=10, shuffle=True):
+            loss = loss_of(network(batch["image"] / 255), batch["soft_label"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1] += loss.item()
+    return losses[0], losses[-1]
+
+
+class Student(torch.nn.Module):
+    """A classifier as a transformers Trainer takes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 3)
+
+    def forward(self, image, labels, soft_label):
+        logits = self.linear(image.flatten(1) / 255)
+        return {"loss": loss_of(logits, soft_label), "logits": logits}
+
+
+def train_in_transformers(repo, config, folder):
+    """The loss in the first and the last epoch."""
+    from datasets import load_dataset
+    from transformers import Trainer, TrainingArguments
+
+    data = load_dataset(repo, config, split="train").with_format("torch")
+    options = {"num_train_epochs": 10, "per_device_train_batch_size": 10, "learning_rate": 0.01, "use_cpu": True}
+    options |= {"remove_unused_columns": False, "report_to": [], "save_strategy": "no", "logging_strategy": "epoch"}
+    trainer = Trainer(Student(), TrainingArguments(folder, **options), train_dataset=data)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses[0], losses[-1]
 
 
 # ---- the tests
@@ -307,7 +379,8 @@ def test_what_a_trainer_made_travels(shared_hub, owner, tmp_path):
     pushed, local = owner.run(distil_and_push, "me/digits", tmp_path / "run")
     assert pushed == local
     card = ModelCard(shared_hub.files("me/digits")["README.md"].decode())
-    assert (card.data.license, len(card.data.eval_results)) == ("cc-by-4.0", 1)
+    assert card.data.license == "cc-by-4.0"
+    assert "fixed" in [result.metric_args["protocol"] for result in card.data.eval_results]
 
 
 def test_a_repo_may_hold_other_generators(shared_hub, owner, visitor):
@@ -417,3 +490,45 @@ def push_bare(repo):
     generator = made()
     generator.report = None
     generator.push_to_hub(repo)
+
+
+def test_codes_and_soft_labels_travel(shared_hub, owner, visitor, away):
+    """A stranger's small set begins the large one, as at home, and a stock client reads both with their logits."""
+    sha = owner.run(push_labeled, "me/labeled")
+    home = soft_rows(load_distilled_dataset(labeled(), ipc=50))
+    assert visitor.run(materialize_soft, "me/labeled", ipc=50) == home
+    small = [row for number, row in enumerate(home) if number % 50 < 3]
+    assert visitor.run(materialize_soft, "me/labeled", ipc=3) == small
+    assert away.run(materialize_soft, "me/labeled", ipc=3, seed=1) != small
+    fetched = {
+        path.split("/resolve/")[1].split("/", 1)[1] for _, path, _ in shared_hub.requests if "labeled/res" in path
+    }
+    weights = "diffusion_pytorch_model.safetensors"
+    assert fetched == {"config.json", weights, "codes.safetensors", "teacher/config.json", f"teacher/{weights}"}
+
+    owner.run(push_labeled_sets, "me/labeled", "me/labeled-sets", [3, 50])
+    assert visitor.run(stock_soft, "me/labeled-sets", "ipc50")[0] == home
+    rows, feature = visitor.run(stock_soft, "me/labeled-sets", "ipc3")
+    assert rows == small
+    assert "float16" in feature
+    card = shared_hub.files("me/labeled-sets", repo_type="dataset")["README.md"].decode()
+    for part in (f"me/labeled@{sha}", "| `ipc3` | 3 | 3 |", "| `ipc50` | 50 | 5 |", "are distilled", "distilled=True"):
+        assert part in card
+
+    first, last = visitor.run(train_in_plain_pytorch, "me/labeled-sets", "ipc3")
+    assert last < first
+
+
+def test_a_transformers_trainer_learns_from_a_pushed_set(owner, visitor, tmp_path):
+    pytest.importorskip("transformers")
+    owner.run(push_labeled, "me/trained")
+    owner.run(push_labeled_sets, "me/trained", "me/trained-sets", 10)
+    first, last = visitor.run(train_in_transformers, "me/trained-sets", "ipc10", str(tmp_path))
+    assert last < first
+
+
+def test_a_new_push_leaves_no_codes_and_no_teacher_of_the_old(shared_hub, owner):
+    owner.run(push_labeled, "me/lighter")
+    assert {"codes.safetensors", "teacher/config.json"} <= set(shared_hub.files("me/lighter"))
+    owner.run(push, 0, "me/lighter")
+    assert set(shared_hub.files("me/lighter")) - {".gitattributes"} == FILES

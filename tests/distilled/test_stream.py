@@ -257,9 +257,10 @@ from pathlib import Path
 import torch
 from hf_gdd.distilled.stream import DistilledStream
 from hf_gdd.generators.base import Generator
+from hf_gdd.generators.sampling import Sampling
 
 class Flat(Generator):
-    num_classes, max_ipc, device = 10, None, torch.device("cpu")
+    num_classes, max_ipc, device, sampling = 10, None, torch.device("cpu"), Sampling()
 
     def sample(self, labels, indices, seed=0, sampling=None):
         return torch.ones(len(labels), 3, 32, 32, dtype=torch.uint8)

@@ -11,6 +11,7 @@ from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.normalization import Normalize
 from hf_gdd.evaluation import evaluator
 from hf_gdd.evaluation.evaluate import baselines, evaluate
+from hf_gdd.evaluation.references import evaluate_references
 from hf_gdd.generators.gan import ConditionalGANGenerator
 from hf_gdd.report import FULL_DATA, RANDOM_REAL, Report
 
@@ -49,7 +50,7 @@ def test_every_run_of_random_real_has_its_own_subset_and_network(monkeypatch):
     subject = evaluator.Evaluator(test, normalization(real), ("convnet1",), 3, SHORT, 20, False)
     record = lambda *args, seed: networks.append(seed) or build(*args, seed=seed)  # noqa: E731
     monkeypatch.setattr(evaluator, "build_network", record)
-    result = subject.evaluate_baselines(real, [2])[0]
+    result = evaluate_references(subject, real, [2])[0]
     assert subsets == [(2, 20), (2, 21), (2, 22)]
     assert networks == [20, 21, 22] * 2  # the same ones for the full data
     assert (result.name, result.ipc, result.distinct_images, result.seeds) == (RANDOM_REAL, 2, 6, (20, 21, 22))
@@ -128,7 +129,8 @@ def test_the_same_seed_gives_the_same_accuracies():
     test, settings = toy(seed=1, contrast=5), QUICK | {"real": toy(contrast=5), "with_baselines": False}
 
     def accuracies(seed):
-        report = evaluate(ToyGenerator(contrast=5), test, ipc=3, protocol="dynamic", seed=seed, **settings)
+        seeds = {"seed": seed, "image_seed": seed}
+        report = evaluate(ToyGenerator(contrast=5), test, ipc=3, protocol="dynamic", **seeds, **settings)
         return report.results[0].accuracies
 
     first = accuracies(0)

@@ -13,8 +13,8 @@ from hf_gdd.evaluation.evaluate import evaluate
 
 def test_dynamic_shows_fresh_images_in_every_epoch_and_to_every_network():
     generator, fixed = ToyGenerator(), ToyGenerator()
-    (result,) = evaluate(generator, toy(), ipc=4, protocol="dynamic", seed=11, **QUICK).results
-    evaluate(fixed, toy(), ipc=4, seed=11, **QUICK)
+    (result,) = evaluate(generator, toy(), ipc=4, protocol="dynamic", seed=5, image_seed=11, **QUICK).results
+    evaluate(fixed, toy(), ipc=4, image_seed=11, **QUICK)
     streams = {}
     for seed, pairs in generator.asked:
         streams.setdefault(seed, []).extend(pairs)
@@ -25,7 +25,8 @@ def test_dynamic_shows_fresh_images_in_every_epoch_and_to_every_network():
         assert set(pairs[:12]) == set(fixed.asked[0][1])
     assert (result.steps, result.distinct_images, result.stored_bytes) == (5, 60, 4321)
     assert result.protocol == "dynamic"
-    assert result.seeds == (11, 12)
+    assert result.seeds == (5, 6)
+    assert result.sampling == "truncation=1.0, image_seed=11"
 
 
 def scripted(monkeypatch, values):

@@ -48,7 +48,14 @@ def alone(train, test, seed, number, batches, steps):
 
 def test_with_shared_draws_networks_differ_by_their_first_weights_alone():
     real, test, generator = toy(contrast=5), toy(seed=1, contrast=5), ToyGenerator(contrast=5)
-    settings = STEADY | {"real": real, "ipc": 4, "seed": 11, "protocol": ("fixed", "dynamic"), "shared_draws": True}
+    settings = STEADY | {
+        "real": real,
+        "ipc": 4,
+        "seed": 11,
+        "image_seed": 11,
+        "protocol": ("fixed", "dynamic"),
+        "shared_draws": True,
+    }
     report = evaluate(generator, test, **settings)
     stream = [pair for _, pairs in generator.asked[1:] for pair in pairs]
     assert [seed for seed, _ in generator.asked] == [11] * len(generator.asked)

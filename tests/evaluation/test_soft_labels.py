@@ -24,7 +24,7 @@ def test_under_soft_networks_learn_the_logits_and_under_fixed_the_labels():
     assert found[RANDOM_REAL, "fixed"].mean > 0.9
     assert found[RANDOM_REAL, "soft"].mean < 0.1
     assert ("full data", "soft") not in found
-    assert [number for number, _ in stub.labeled] == [30, 30]  # a subset for each network
+    assert [number for number, _ in stub.labeled] == [30, 30, 60]  # a subset for each network, and the test images
     assert found["stub", "soft"].stored_bytes == found["stub", "fixed"].stored_bytes + 30 * 3 * 2
     assert found[RANDOM_REAL, "soft"].stored_bytes == found["stub", "soft"].stored_bytes
     assert not report.problems
@@ -50,7 +50,7 @@ def test_a_set_with_soft_labels_is_evaluated_by_them_too():
     assert found["dataset", "fixed"] > 0.9
     assert found["dataset", "soft"] < 0.1
     assert report.problems == (
-        "no random-real baseline with soft labels of the same teacher: evaluate the bank itself, with real=",
+        "no random-real baseline with soft labels of the same teacher: evaluate the generator, with real=",
     )
 
 
@@ -58,7 +58,7 @@ def test_baselines_of_many_banks_can_be_taken_at_once():
     stub = TaughtToy(RIGHT)
     shared = baselines(toy(), toy(seed=1), ipc=(2, 4), bank=stub, **QUICK)
     assert [(row.protocol, row.ipc) for row in shared.results] == [
-        *(("fixed", 2), ("soft", 2), ("fixed", 4), ("soft", 4), ("fixed", None))
+        *(("fixed", 2), ("soft", 2), ("fixed", 4), ("soft", 4), ("fixed", None), ("fixed", None))
     ]
     banks = [evaluate(stub, toy(seed=1), real=toy(), ipc=ipc, with_baselines=False, **QUICK) for ipc in (2, 4)]
     assert not Report.merge([shared, *banks]).problems
@@ -70,7 +70,7 @@ def test_a_whitened_bank_is_evaluated_through_whitened_images():
     report = evaluate(stub, toy(), real=toy(), ipc=2, **QUICK)
     assert "whitened" in report.normalization
     evaluate(stub, toy(), real=toy(), ipc=2, zca=False, **QUICK)  # whatever networks see, the teacher sees its own
-    assert [type(transform) for _, transform in stub.labeled] == [ZCAWhitening] * 4
+    assert [type(transform) for _, transform in stub.labeled] == [ZCAWhitening] * 6
     soft = replace(toy(), soft_labels=torch.tensor(RIGHT)[toy().labels].half())
     seen = [evaluate(soft, toy(), real=toy(), zca=zca, **QUICK).normalization for zca in (None, True)]
     assert ["whitened" in text for text in seen] == [False, True]

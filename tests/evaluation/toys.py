@@ -1,5 +1,7 @@
 """Toy data sets and a toy generator that networks learn from in a few steps."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
@@ -49,15 +51,16 @@ class TaughtToy(ToyGenerator):
     """A toy generator with a teacher that gives `logits[k]` to every image of class k, judged by its brightness."""
 
     has_soft_labels = True
+    teacher = SimpleNamespace(config=SimpleNamespace(network="convnet1"), stored_bytes=1000)
 
     def __init__(self, logits, max_ipc=20, contrast=50):
         super().__init__(max_ipc, contrast)
         self.logits, self.labeled = torch.tensor(logits).half(), []
 
-    def soft_labels(self, labels, indices):
+    def soft_labels(self, labels, indices, seed=0, sampling=None, *, images=None):
         return self.logits[labels]
 
-    def label_images(self, images, transform):
+    def label_images(self, images, transform=None):
         self.labeled.append((len(images), transform))
         return self.logits[((images.float().mean((1, 2, 3)) - 35) / self.contrast).round().long().clamp(0, 2)]
 

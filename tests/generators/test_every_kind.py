@@ -9,6 +9,7 @@ import torch
 from kinds import KINDS, MADE, NAMES, OTHER_SAMPLING
 
 from hf_gdd import AutoGenerator, DistilledStream, ImageTensors, load_distilled_dataset
+from hf_gdd.hub.files import CODES
 from hf_gdd.hub.loading import LoadError
 from hf_gdd.report import Report, Result
 
@@ -72,7 +73,9 @@ def test_impossible_requests_are_refused(kind, words, labels, indices):
         KINDS[kind]().sample(torch.tensor(labels), torch.tensor(indices))
 
 
-@pytest.mark.parametrize(("kind", "other"), list(itertools.permutations(KINDS, 2)))
+@pytest.mark.parametrize(
+    ("kind", "other"), [pair for pair in itertools.permutations(KINDS, 2) if set(pair) != {"gan", "labeled"}]
+)
 def test_another_kinds_sampling_is_refused(kind, other):
     with pytest.raises(ValueError, match="stored" if kind == "bank" else type(OTHER_SAMPLING[kind]).__name__):
         KINDS[kind]().sample(*requests(1), sampling=OTHER_SAMPLING[other])
@@ -167,7 +170,7 @@ def test_damaged_weights_are_refused(kind, damage, tmp_path):
             path.unlink()
             if damage == "pickle":
                 path.with_suffix(".bin").write_bytes(b"cos\nsystem\n(S'echo'\ntR.")
-        with pytest.raises(LoadError, match="pickle" if damage == "pickle" else None):
+        with pytest.raises(LoadError, match="pickle" if damage == "pickle" and path.name != CODES else None):
             AutoGenerator.from_pretrained(tmp_path)
         path.write_bytes(content)
         AutoGenerator.from_pretrained(tmp_path)

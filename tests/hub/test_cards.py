@@ -88,14 +88,50 @@ def test_licence_and_source_of_the_data_are_handed_on():
 
 
 def test_a_bank_explains_its_soft_labels():
-    bank = {"ipc": 10, "teacher": "convnet3", "zca": True}
+    bank = {"ipc": 10, "teacher": {"network": "convnet3", "accuracy": None, "zca": True}}
     text = card(config=bank, method="mine", start="real")
-    for part in ("A bank of images", "10 of each class", "a `convnet3` trained", "zca=True", "label_images(images"):
+    for part in (
+        "A bank of images",
+        "10 of each class",
+        "a `convnet3` trained",
+        "zca=True",
+        "label_images(images, input",
+    ):
         assert part in text
     assert "Every image started as a real training image" in text
+    assert "correctly" not in text
     hard = card(config=bank | {"teacher": None}, method="mine")
     assert "soft_label" not in hard
     assert "Images may closely resemble" in hard
+
+
+def test_a_generator_explains_its_codes_and_its_teacher():
+    parts = {"distilled_ipc": 7, "teacher": {"network": "convnet3", "accuracy": 0.98765, "zca": False}}
+    text = " ".join(card(config=parts, method="mine").split())
+    for part in (
+        "The first 7 images of each class are distilled",
+        "a `convnet3` trained on the real data, which classifies 98.8 % of the real training images correctly",
+        "a stream has them too",
+        "`generator.label_images(images)`",
+        "`sampling=Sampling(distilled=False)`",
+    ):
+        assert part in text
+    assert "ZCA" not in text
+    plain = card(config={"distilled_ipc": 0, "teacher": None}, method="mine")
+    assert plain == card(method="mine")
+    assert "istilled images" not in plain
+    assert "soft_label" not in plain
+
+
+def test_the_card_of_a_data_set_says_how_many_images_are_distilled():
+    record = {"generator": None, "fingerprint": "0", "method": "mine", "seed": 0, "sampling": {}, "images": 60}
+    records = {"ipc10": record | {"ipc": 10, "distilled": 5}, "ipc3": record | {"ipc": 3}}
+    text = dataset_card("me/sets", records)
+    assert "| configuration | IPC | distilled | images |" in text
+    assert "| `ipc10` | 10 | 5 | 60 |" in text
+    assert "| `ipc3` | 3 | 0 | 60 |" in text
+    assert "as many as `distilled` says, are distilled" in text
+    assert "distilled |" not in dataset_card("me/sets", {"ipc3": record | {"ipc": 3, "distilled": 0}})
 
 
 def test_the_card_of_a_data_set_lists_its_configurations():

@@ -1,12 +1,15 @@
 """Folders made to do harm end in a clear error: none of their code runs, and no memory is taken for their claims."""
 
+import json
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
+from kinds import labeled
 
-from hf_gdd import AutoGenerator, ConditionalGANGenerator
+from hf_gdd import AutoGenerator
 from hf_gdd.hub.loading import LoadError
 
 HOSTILE = Path(__file__).parent / "hostile"
@@ -33,9 +36,13 @@ def attempt(folder, where, loader):
     return "it was loaded", 0
 
 
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 def prepare(folder):
     """A first load, so that imports count for nothing in what follows."""
-    ConditionalGANGenerator(("a", "b"), (1, 8, 8), width=4).save_pretrained(folder)
+    labeled().save_pretrained(folder)
     AutoGenerator.from_pretrained(folder)
 
 
@@ -70,5 +77,51 @@ def test_a_hostile_folder_that_claims_the_right_class(victim, tmp_path, name):
     (tmp_path / "cwd").mkdir()
     said, grown = victim.run(attempt, folder, tmp_path / "cwd", AutoGenerator)
     assert "no weights of this folder" in said or "No diffusion_pytorch_model.safetensors found" in said
+    assert not list((tmp_path / "cwd").iterdir())
+    assert grown < 100
+
+
+def huge_codes(folder):
+    """A header and a config that agree on 16 GB, of which the file holds a few bytes."""
+    edit(folder / "config.json", distilled_ipc=30_000_000)
+    size = 3 * 30_000_000 * 90 * 2
+    header = json.dumps({"codes": {"dtype": "F16", "shape": [3, 30_000_000, 90], "data_offsets": [0, size]}}).encode()
+    (folder / "codes.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"0" * 1000)
+
+
+def pickled_teacher(folder):
+    (folder / "teacher" / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.copy(HOSTILE / "pickle" / "diffusion_pytorch_model.bin", folder / "teacher")
+
+
+def teacher_of_other_files(folder):
+    index = {"metadata": {}, "weight_map": {"classifier.linear.weight": "../codes.safetensors"}}
+    (folder / "teacher" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (huge_codes, "codes.safetensors cannot be read"),
+        (lambda f: edit(f / "config.json", distilled_ipc=10**15), "distilled_ipc is 1000000000000000"),
+        (pickled_teacher, "is a pickle, which can run code and is never loaded"),
+        (lambda f: edit(f / "teacher" / "config.json", image_shape=[3, 10**6, 10**6]), "teacher does not fit"),
+        (lambda f: edit(f / "teacher" / "config.json", class_names=["x"] * 10**6), "teacher does not fit"),
+        (lambda f: edit(f / "teacher" / "config.json", network="vgg11"), "could not be loaded"),
+        (lambda f: edit(f / "teacher" / "config.json", _class_name="../code/evil"), "describes a '../code/evil'"),
+        (
+            lambda f: edit(f / "teacher" / "config.json", auto_map={"AutoModel": "evil.Evil"}, mean="x"),
+            "could not be loaded",
+        ),
+        (teacher_of_other_files, "no weights of this folder"),
+    ],
+)
+def test_hostile_codes_and_teachers(victim, tmp_path, harm, message):
+    labeled().save_pretrained(tmp_path / "folder")
+    shutil.copy(HOSTILE / "code" / "evil.py", tmp_path / "folder" / "teacher")
+    harm(tmp_path / "folder")
+    (tmp_path / "cwd").mkdir()
+    said, grown = victim.run(attempt, tmp_path / "folder", tmp_path / "cwd", AutoGenerator)
+    assert message in said
     assert not list((tmp_path / "cwd").iterdir())
     assert grown < 100

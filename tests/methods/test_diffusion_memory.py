@@ -23,6 +23,7 @@ from hf_gdd.utils.io import load_state
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)
 FAST = {
+    "teacher_network": None,
     "width": 16,
     "depth": 2,
     "heads": 2,

@@ -20,6 +20,7 @@ from hf_gdd.utils.random import Random
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)
 FAST = {"width": 4, "max_steps": 6, "pool": ("convnet1",), "inner_steps": 1}
+FAST |= {"codes_ipc": 0, "teacher_network": None}
 FAST |= {"checkpoint_every": 1000, "picture_every": 1000, "log_every": 3}
 
 

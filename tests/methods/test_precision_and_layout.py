@@ -14,6 +14,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 def make(folder, **settings):
     data = ImageTensors.from_dataset("digits").subset(10, 0)
     small = {"preset": "tiny", "width": 6, "max_steps": 3, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 1}
+    small |= {"codes_ipc": 0, "teacher_network": None}
     return GlobalLocalTrainer(data, output_dir=folder, **small | settings)
 
 

@@ -18,7 +18,7 @@ from hf_gdd import (
     load_distilled_dataset,
 )
 from hf_gdd.classifiers import ensemble
-from hf_gdd.classifiers.learner import Learner, NonFiniteLossError
+from hf_gdd.classifiers.learner import Learner, NonFiniteLossError, accuracy
 from hf_gdd.classifiers.networks import build_network, frozen
 from hf_gdd.classifiers.recipes import RECIPES, Recipe
 from hf_gdd.classifiers.teachers import Teachers
@@ -435,6 +435,9 @@ def test_the_bank_holds_the_images_as_pixels(make, tmp_path, zca):
     loaded = AutoGenerator.from_pretrained(tmp_path / "run" / "generator")
     assert (loaded.zca, loaded.max_ipc, loaded.method) == (zca, 2, "prediction-matching")
     assert "teacher_cache" not in loaded.config.training
+    share = accuracy(deepcopy(trainer.teachers[0]).half().float(), FEW, trainer.transform)
+    assert loaded.teacher.record == {"network": trainer.config.network, "accuracy": share, "zca": zca}
+    assert torch.equal(loaded.labels.flatten(0, 1), loaded.label_images(loaded.images.flatten(0, 1), trainer.transform))
 
 
 def test_noise_is_another_start(make, tmp_path):
@@ -667,7 +670,7 @@ def test_the_command_trains_judges_and_repeats(tmp_path, monkeypatch, capsys, ca
     assert main([*judged, "--recipe", "tiny"]) == 0
     report = capsys.readouterr().out
     assert "dataset | soft | 2" in report
-    assert "evaluate the bank itself" in report
+    assert "evaluate the generator, with real=" in report
 
 
 def test_the_bank_is_judged_as_its_materialised_set(make, tmp_path):
@@ -692,10 +695,10 @@ def test_the_script_judges_banks_of_several_sizes_together(tmp_path, monkeypatch
     monkeypatch.setitem(RECIPES, "tiny", Recipe(max_steps=3))
     script.main(output_dir=tmp_path, ipcs=(1, 2), networks=("convnet1", "convnet2"), n=2)
     table = capsys.readouterr().out
-    rows = [tuple(cell.strip() for cell in line.split("|")[1:5]) for line in table.splitlines() if "convnet" in line]
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:5]) for line in table.splitlines() if "| convnet" in line]
     method, both, nets = "prediction-matching", ("fixed", "soft"), ("convnet1", "convnet2")
     expected = {*product((RANDOM_REAL, method, "start"), both, "12", nets)}
-    expected |= {*product(["full data"], ["fixed"], ["all"], nets)}
+    expected |= {*product(["full data"], ["fixed"], ["all"], nets), ("teacher", "fixed", "all", "convnet1")}
     assert set(rows) == expected
     assert len(rows) == len(expected)
     assert "whitened" in table

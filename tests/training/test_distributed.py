@@ -31,6 +31,7 @@ from hf_gdd.utils.device import own_device
 from hf_gdd.utils.io import load_state
 
 SETTINGS = {"preset": "tiny", "width": 4, "max_steps": 4, "gan_batch_size": 8, "match_batch_size": 8, "log_every": 2}
+SETTINGS |= {"codes_ipc": 0, "teacher_network": None}
 
 
 def trainer(folder, kind=GlobalLocalTrainer, **settings):
@@ -160,6 +161,7 @@ def test_two_processes_compute_what_one_does(pair, tmp_path, make, settings):
 
 
 SMALL = {
+    "teacher_network": None,
     "width": 16,
     "depth": 2,
     "heads": 2,

@@ -15,7 +15,9 @@ from hf_gdd.utils.io import load_state
 EARLIER = Path(__file__).parent / "earlier_runs"
 SHARED = {"preset": "tiny", "checkpoint_every": 5, "log_every": 2}
 GAN = SHARED | {"width": 2, "noise_dim": 8, "max_steps": 4, "pool": ("convnet1",), "gan_epochs": 1, "match_epochs": 1}
+GAN |= {"codes_ipc": 0, "teacher_network": None}
 DIFFUSION = SHARED | {"width": 4, "depth": 1, "heads": 1, "vae_width": 4, "max_steps": 3, "real_memory": 2}
+DIFFUSION |= {"teacher_network": None}
 DIFFUSION |= {"gen_memory": 2, "tune_batch_size": 8, "guidance_scale": 1.5, "num_inference_steps": 3}
 
 

@@ -36,6 +36,7 @@ from hf_gdd.utils.io import disk_full, load_state, save_state
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)
 FAST = {"width": 4, "max_steps": 6, "pool": ("convnet1",), "inner_steps": 1}
+FAST |= {"codes_ipc": 0, "teacher_network": None}
 FAST |= {"checkpoint_every": 2, "picture_every": 1000, "log_every": 3}
 FAST |= {"gan_batch_size": 16, "match_batch_size": 16}  # six batches an epoch: most steps are in the middle of one
 DRAW_PICTURES = Trainer.save_pictures

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from hf_gdd.generators.sampling import DiffusionSampling
 from hf_gdd.methods.registry import register_method
-from hf_gdd.training.config import TrainingConfig, require_not_negative, require_positive, require_share
+from hf_gdd.training.config import LabelingConfig, require_not_negative, require_positive, require_share
 
 TRAINER = "hf_gdd.methods.diffusion_memory.trainer:DiffusionMemoryTrainer"
 # Revision and license; the main branches of these hold pickles only.
@@ -26,7 +26,7 @@ PUBLISHED = {"facebook/DiT-XL-2-256": ("refs/pr/1", "cc-by-nc-4.0")}
     summary="Tune a diffusion transformer against memories that evict their most redundant member.",
 )
 @dataclass(frozen=True)
-class DiffusionMemoryConfig(TrainingConfig):
+class DiffusionMemoryConfig(LabelingConfig):
     """Settings of the stages `vae`, `dit` and `tune`.
 
     The defaults of the last are those of the public code (arXiv 2505.19469).
@@ -180,6 +180,8 @@ PRESETS = {
         guidance_scale=2.0,
         num_inference_steps=20,
         scheduler="dpm++",
+        teacher_network="convnet3_narrow",
+        teacher_epochs=3,
     ),
     "tiny": DiffusionMemoryConfig(
         preset="tiny",
@@ -199,6 +201,7 @@ PRESETS = {
         guidance_scale=1.0,
         num_inference_steps=20,
         scheduler="dpm++",
+        teacher_network="convnet2",
         checkpoint_every=250,
     ),
 }

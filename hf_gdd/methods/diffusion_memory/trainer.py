@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_gdd.data.pixels import tanh_to_uint8, to_tanh
+from hf_gdd.generators.base import Generator
 from hf_gdd.generators.diffusion import DiffusionGenerator
 from hf_gdd.generators.dit_pipeline import NULL_CLASS
 from hf_gdd.hub.cards import merge_licenses
@@ -19,6 +20,7 @@ from hf_gdd.methods.diffusion_memory.config import PRESETS, DiffusionMemoryConfi
 from hf_gdd.methods.diffusion_memory.dit import copy_parameters, prepare_for_training, to_stock_layout, tuned_parameters
 from hf_gdd.methods.diffusion_memory.losses import diversity_loss, representativeness_loss, variance_bound
 from hf_gdd.training.config import Stage
+from hf_gdd.training.labels import attach_teacher
 from hf_gdd.training.metrics_log import gradient_shares
 from hf_gdd.training.start_point import StartPoint
 from hf_gdd.training.trainer import Trainer
@@ -205,6 +207,11 @@ class DiffusionMemoryTrainer(Trainer):
             if not self.config.pretrained:
                 self.vae.register_to_config(scaling_factor=self.latents.scale)
         return self.latents
+
+    def finish(self, generator: Generator) -> Generator:
+        """Attach the teacher, if the settings name one."""
+        attach_teacher(generator, self.config, self.data, self.processes)
+        return generator
 
     def to_generator(self) -> DiffusionGenerator:
         """Return the averaged transformer in the stock layout, with the autoencoder."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from hf_gdd.classifiers.augment import Augment
 from hf_gdd.classifiers.networks import network_name
 from hf_gdd.methods.registry import register_method
-from hf_gdd.training.config import TrainingConfig, require_not_negative, require_positive, require_share
+from hf_gdd.training.config import LabelingConfig, require_not_negative, require_positive, require_share
 
 TRAINER = "hf_gdd.methods.global_local.trainer:GlobalLocalTrainer"
 
@@ -28,7 +28,7 @@ TRAINER = "hf_gdd.methods.global_local.trainer:GlobalLocalTrainer"
     summary="Train a conditional GAN, then match logits and features of real and generated images.",
 )
 @dataclass(frozen=True)
-class GlobalLocalConfig(TrainingConfig):
+class GlobalLocalConfig(LabelingConfig):
     """Settings of the stages `gan` and `match`.
 
     The defaults are those of Li et al. (2024, arXiv 2404.17732), or of DiM (Gu et al., 2023) where they are silent.
@@ -87,8 +87,38 @@ class GlobalLocalConfig(TrainingConfig):
     """steps of the pool's network on real data before each matching"""
     pool_refresh: int | None = None
     """matchings before a fresh network is drawn; one epoch if None"""
+    codes_ipc: int = 0
+    """images of every class that get distilled codes in stage `codes`; 0 for none, which is published"""
+    codes_steps: int = 400
+    """steps of stage `codes`"""
+    codes_lr: float = 0.1
+    """Adam's learning rate in stage `codes`; it falls to zero by a cosine"""
+    codes_distance: Literal["energy", "mean"] = "energy"
+    """distance of a set from the real images, see `PREFIX_DISTANCES` of losses.py; `mean` compares class means alone"""
+    codes_power: float = 0.0
+    """weight of large sets: the first m images weigh m to this power"""
+    codes_global_weight: float = 1.0
+    """weight of the distance between logits"""
+    codes_local_weight: float = 1.0
+    """weight of the distance between intermediate features"""
+    codes_class_weight: float = 0.0
+    """weight of the cross-entropy of the pool's network on the images"""
+    codes_real: int = 64
+    """real images of every class a step"""
+    codes_chunk: int = 512
+    """most images made in a step; of many classes or large codes_ipc some classes are drawn for each step"""
+    codes_augment: str = ""
+    """augmentation shared by real and generated images in stage `codes`"""
+    codes_pool: tuple[str, ...] | None = None
+    """networks that sets are matched in; those of `pool` if None"""
+    codes_inner_steps: int = 0
+    """steps of such a network on real data before each step of the codes; 0 leaves it untrained"""
+    codes_refresh: int = 1
+    """steps before a fresh network is drawn"""
     start_from: str | None = None
     """folder of a finished run whose stage `gan` replaces this one's"""
+    generator: str | None = None
+    """folder or repo of a trained GAN that gets codes: stages `gan` and `match` are left out"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +126,9 @@ class GlobalLocalConfig(TrainingConfig):
         require_positive(self, *(f"{stage}_{field}" for stage in ("gan", "match") for field in fields))
         require_positive(self, "width", "noise_dim", "penalty_every", "pool_refresh")
         require_not_negative(self, "global_weight", "local_weight", "penalty_weight", "inner_steps")
+        require_positive(self, *(f"codes_{field}" for field in ("steps", "lr", "real", "chunk", "refresh")))
+        require_not_negative(self, *(f"codes_{field}" for field in ("ipc", "power", "inner_steps", "class_weight")))
+        require_not_negative(self, "codes_global_weight", "codes_local_weight")
         require_share(self, "ema_decay")
         if self.penalty_every > 1 and self.adversarial != "wgan-gp":
             raise ValueError("penalty_every belongs to the gradient penalty of wgan-gp: leave it at 1 with minimax.")
@@ -103,14 +136,27 @@ class GlobalLocalConfig(TrainingConfig):
             raise ValueError(f"pool is {self.pool!r}; it must be a tuple of networks, such as ('convnet3',).")
         if self.method == "cgan" and self.start_from:
             raise ValueError("method 'cgan' is the first stage alone: it cannot start from another run's first stage.")
-        Augment(self.match_augment)
+        if self.generator and (self.start_from or not self.codes_ipc):
+            raise ValueError("generator names a trained GAN that gets codes: pass codes_ipc too, and no start_from.")
+        if self.codes_ipc > self.codes_chunk:
+            raise ValueError(
+                f"codes_ipc is {self.codes_ipc}, but a step needs all images of a class and makes at most "
+                f"{self.codes_chunk}: raise codes_chunk if memory allows, or lower codes_ipc."
+            )
+        if self.codes_ipc and not (self.codes_global_weight or self.codes_local_weight):
+            raise ValueError("codes_global_weight and codes_local_weight are both 0: nothing would tune the codes.")
+        for augment in (self.match_augment, self.codes_augment):
+            Augment(augment)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide results, as primitives.
 
         Networks are given by their names.
         """
-        return super().identity() | {"pool": [network_name(spec) for spec in self.pool]}
+        pools = {"pool": self.pool, "codes_pool": self.codes_pool or ()}
+        return super().identity() | {
+            name: [network_name(spec) for spec in pool] or None for name, pool in pools.items()
+        }
 
     def refresh(self, images: int) -> int:
         """Return the matchings of each network in the pool, for so many training images."""
@@ -145,6 +191,12 @@ PRESETS = {
         local_weight=0.003,
         inner_steps=4,
         pool_refresh=200,
+        codes_ipc=50,
+        codes_steps=2000,
+        codes_chunk=100,
+        codes_pool=("convnet3_narrow",),
+        teacher_network="convnet3_narrow",
+        teacher_epochs=3,
     ),
     "tiny": GlobalLocalConfig(
         preset="tiny",
@@ -162,6 +214,9 @@ PRESETS = {
         pool=("convnet2",),
         inner_steps=2,
         pool_refresh=50,
+        codes_ipc=50,
+        codes_steps=300,
+        teacher_network="convnet2",
         checkpoint_every=250,
     ),
 }

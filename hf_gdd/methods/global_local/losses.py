@@ -85,3 +85,52 @@ def local_loss(fake_features: Tensor, real_features: Tensor, reduction: str = "b
     image, so they also reward a generator for losing variety; `batchmean_sum` compares the batch means and does not.
     """
     return LOCAL_REDUCTIONS[reduction](at_least_float32(fake_features), at_least_float32(real_features))
+
+
+def _mean_distances(fake: Tensor, real: Tensor) -> Tensor:
+    """Return the squared distance of every prefix's mean from the real mean, [C, M]."""
+    lengths = torch.arange(1, fake.shape[1] + 1, device=fake.device)
+    prefix_means = fake.cumsum(1) / lengths[:, None]
+    return (prefix_means - real.mean(1, keepdim=True)).square().sum(2)
+
+
+def _energy_distances(fake: Tensor, real: Tensor) -> Tensor:
+    """Return the energy distance of every prefix from the real images, [C, M].
+
+    Its constant part, the distances among real images, is left out. The rest is twice the mean distance between an image of the prefix and a real one, minus the mean distance within the
+    prefix (Szekely & Rizzo, 2013). Unlike the distance of means it falls only if images also differ as real ones do.
+    """
+    lengths = torch.arange(1, fake.shape[1] + 1, device=fake.device)
+    distances = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")  # whose gradient is 0 at distance 0
+    between = distances(fake, real).mean(2).cumsum(1) / lengths
+    within = distances(fake, fake).tril(-1).sum(2).cumsum(1) / lengths**2
+    scale = real.flatten(0, 1).std() * real.shape[2] ** 0.5  # so that logits and features count alike
+    return (2 * between - 2 * within) / scale
+
+
+PREFIX_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "energy": _energy_distances,
+    "mean": _mean_distances,
+}
+
+
+def prefix_loss(fake: Tensor, real: Tensor, distance: str = "energy", power: float = 0.0) -> Tensor:
+    """Return the distance of every prefix of a set from real images.
+
+    It is ours, after the distances of Li et al. (2024, Eqs. 6 and 7), which are taken on batches. For every m, the first m images of a class shall look to the network as its real images do. So each prefix of a set
+    is matched as a set of its own, and one list serves every size.
+
+    Args:
+        fake: logits or features of the M images of C classes, in order, [C, M, ...].
+        real: logits or features of real images of the same classes, [C, R, ...].
+        distance: a name in `PREFIX_DISTANCES`.
+        power: prefix m weighs m ** power, so 0 treats all alike, and more favors the large ones.
+
+    Returns:
+        The weighted mean over prefixes of the distance, averaged over classes.
+
+    """
+    fake, real = at_least_float32(fake).flatten(2), at_least_float32(real).flatten(2)
+    lengths = torch.arange(1, fake.shape[1] + 1, device=fake.device, dtype=fake.dtype)
+    weights = (lengths / len(lengths)) ** power  # divided, so that no power overflows
+    return (PREFIX_DISTANCES[distance](fake, real) @ (weights / weights.sum())).mean()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_gdd.classifiers.learner import Learner
-from hf_gdd.classifiers.networks import NetworkSpec, build_network
+from hf_gdd.classifiers.networks import NetworkSpec, build_network, network_name
 from hf_gdd.classifiers.recipes import Recipe
 from hf_gdd.data.image_tensors import ImageTensors
 from hf_gdd.data.normalization import Normalize
@@ -84,3 +84,21 @@ class ModelPool:
         if state["learner"] is not None:
             self.learner = self._learner(seed=0)
             self.learner.load_state_dict(state["learner"])
+
+
+def check_networks(networks: tuple[NetworkSpec, ...], data: ImageTensors, needs_feature: bool) -> None:
+    """Build every network once, so that a bad one fails before any work.
+
+    Raises:
+        ValueError: a network cannot be built, or returns logits alone where a feature is needed.
+
+    """
+    for spec in networks:
+        network = build_network(spec, data.num_classes, data.shape, seed=0)
+        with torch.no_grad():
+            _, feature = network.eval()(torch.zeros(2, *data.shape))
+        if needs_feature and feature is None:
+            raise ValueError(
+                f"The network {network_name(spec)} returns logits alone, but local matching needs a feature: return "
+                "(logits, feature), or use method='dim' without codes, or codes_local_weight=0."
+            )

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_gdd.classifiers.augment import Augment
-from hf_gdd.classifiers.networks import build_network, frozen, network_name
+from hf_gdd.classifiers.networks import frozen
+from hf_gdd.classifiers.recipes import SCHEDULES
 from hf_gdd.data.normalization import Normalize
 from hf_gdd.data.pixels import to_tanh
+from hf_gdd.generators.base import Generator
 from hf_gdd.generators.gan import ConditionalGANGenerator, Discriminator
+from hf_gdd.methods.global_local.codes import CODES, DistilledCodes, codes_stage, load_trained
 from hf_gdd.methods.global_local.config import PRESETS, GlobalLocalConfig
 from hf_gdd.methods.global_local.losses import (
     discriminator_adversarial,
@@ -23,8 +26,9 @@ from hf_gdd.methods.global_local.losses import (
     gradient_penalty,
     local_loss,
 )
-from hf_gdd.methods.global_local.model_pool import MATCHING, ModelPool
+from hf_gdd.methods.global_local.model_pool import MATCHING, ModelPool, check_networks
 from hf_gdd.training.config import Stage
+from hf_gdd.training.labels import attach_teacher
 from hf_gdd.training.metrics_log import gradient_shares
 from hf_gdd.training.start_point import StartPoint
 from hf_gdd.training.trainer import Trainer
@@ -42,7 +46,8 @@ GAN_LENGTH = ("gan_epochs", "gan_batch_size", "gan_lr")
 class GlobalLocalTrainer(Trainer):
     """Train a conditional GAN, then match its images with real ones.
 
-    Stage `gan` trains the GAN. Stage `match` tunes it further, with its images matched in the networks of a pool.
+    Stage `gan` trains the GAN. Stage `match` tunes it further, with its images matched in the networks of a pool. Stage
+    `codes`, with the generator frozen, tunes what the first images of every class are made from.
 
     Example:
         trainer = GlobalLocalTrainer("digits", preset="tiny", output_dir="runs/digits")
@@ -56,10 +61,14 @@ class GlobalLocalTrainer(Trainer):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """`gan`, unless another run replaces it; `match`, unless the method is `cgan`."""
-        names = () if self.config.start_from else (GAN,)
-        names += () if self.config.method == "cgan" else (MATCH,)
-        return tuple(map(self.epoch_stage, names))
+        """Stages `gan`, `match` and `codes`, less those that are not wanted."""
+        config = self.config
+        names = () if config.start_from or config.generator else (GAN,)
+        names += () if config.method == "cgan" or config.generator else (MATCH,)
+        stages = tuple(map(self.epoch_stage, names))
+        if config.codes_ipc:
+            stages += (codes_stage(config, self.data.num_classes),)
+        return stages
 
     @property
     def start_point(self) -> StartPoint | None:
@@ -68,7 +77,23 @@ class GlobalLocalTrainer(Trainer):
         return StartPoint(folder, GAN, GAN_SETTINGS, GAN_PARTS, GAN_LENGTH) if folder else None
 
     def setup(self) -> dict[str, Any]:
-        """Build generator, discriminator, optimizers, the pool, and the EMA if any."""
+        """Build networks, optimizers and pool, and the EMA and the codes if any."""
+        config = self.config
+        self.frozen_generator: ConditionalGANGenerator | None = None
+        if config.generator:
+            self.generator, tracked = load_trained(config, self.data), {}
+        else:
+            tracked = self._setup_gan()
+        if config.codes_ipc:
+            # Codes draw from a sequence of their own, so that the stages before them stay as they are without.
+            self.codes_random = Random(config.seed, self.device, stream=2)
+            self.codes = DistilledCodes(config, self.data, self.generator, self.codes_random)
+            self.optimizer_codes = self.accelerator.prepare(torch.optim.Adam([self.codes.codes], lr=config.codes_lr))
+            tracked |= {"codes": self.codes, "codes_pool": self.codes.pool, "codes_random": self.codes_random}
+            tracked["optimizer_codes"] = self.optimizer_codes
+        return tracked
+
+    def _setup_gan(self) -> dict[str, Any]:
         config, data, device = self.config, self.data, self.device
         with seeded(config.seed):
             generator = ConditionalGANGenerator(
@@ -90,7 +115,11 @@ class GlobalLocalTrainer(Trainer):
         # The GAN draws from its own sequence, so that runs with other matching see the same noise and batches.
         self.match_random = Random(config.seed, device, stream=1)
         self.augment, self.normalize = Augment(config.match_augment), Normalize(data.mean, data.std)
-        self.pool = self._pool()
+        check_networks(config.pool, data, needs_feature=config.weights["local"] > 0)
+        refresh, recipe = config.refresh(len(data)), replace(MATCHING, mixed_precision=config.mixed_precision)
+        self.pool = ModelPool(
+            config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random, recipe=recipe
+        )
         tracked = {name: getattr(self, name) for name in ("generator", "discriminator", "optimizer_g", "optimizer_d")}
         tracked |= {"match_random": self.match_random, "pool": self.pool}
         if config.ema_decay:
@@ -99,30 +128,16 @@ class GlobalLocalTrainer(Trainer):
             tracked["ema"] = self.ema
         return tracked
 
-    def _pool(self) -> ModelPool:
-        data, config = self.data, self.config
-        for spec in config.pool:  # fail now rather than when it is first drawn
-            network = build_network(spec, data.num_classes, data.shape, seed=0)
-            with torch.no_grad():
-                _, feature = network.eval()(torch.zeros(2, *data.shape))
-            if config.weights["local"] and feature is None:
-                raise ValueError(
-                    f"The network {network_name(spec)} returns logits alone, but local matching needs a feature: "
-                    "return (logits, feature), or use method='dim'."
-                )
-        refresh, recipe = config.refresh(len(data)), replace(MATCHING, mixed_precision=config.mixed_precision)
-        return ModelPool(
-            config.pool, data, inner_steps=config.inner_steps, refresh=refresh, random=self.match_random, recipe=recipe
-        )
-
     def begin(self, stage: Stage) -> None:
         """Set the learning rate of the stage."""
-        for optimizer in (self.optimizer_g, self.optimizer_d):
+        for optimizer in (self.optimizer_g, self.optimizer_d) if stage.name != CODES else ():
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr
 
     def step(self, indices: Tensor) -> dict[str, Tensor]:
-        """Train the generator, then the discriminator, for one step each."""
+        """Train generator and discriminator for a step; in stage `codes` the codes."""
+        if self.stage.name == CODES:
+            return self.tune_codes(indices)
         images, labels = self.data.gather(indices)
         real = to_tanh(images)
         network = self.pool.advance() if self.matching else None
@@ -147,6 +162,22 @@ class GlobalLocalTrainer(Trainer):
 
         metrics = terms | {"discriminator": loss} | {f"share/{name}": share for name, share in shares.items()}
         return {name: value.detach() for name, value in metrics.items()}
+
+    def next_indices(self, stage: Stage) -> Tensor:
+        """Return the row numbers of the next batch; in stage `codes` by class, [C, R]."""
+        return self.codes.draw_rows() if stage.name == CODES else super().next_indices(stage)
+
+    def tune_codes(self, indices: Tensor) -> dict[str, Tensor]:
+        """Move codes so that every prefix of their images has the mean of real images."""
+        if self.frozen_generator is None:
+            self.frozen_generator = self.plain_generator().float()
+        for group in self.optimizer_codes.param_groups:
+            group["lr"] = self.stage.lr * SCHEDULES["cosine"](self.state.step / self.stage.steps)
+        network = self.codes.pool.advance()
+        with self.autocast():
+            terms = self.codes.terms(self.frozen_generator, network, indices)
+        self.update(self.codes, self.optimizer_codes, sum(terms.values()))
+        return {f"codes/{name}": value.detach() for name, value in terms.items()}
 
     @property
     def matching(self) -> bool:
@@ -210,8 +241,20 @@ class GlobalLocalTrainer(Trainer):
         with self.processes.joint_moments():
             return at_least_float32(self.generator(code))
 
+    def finish(self, generator: Generator) -> Generator:
+        """Attach the teacher, if the settings name one."""
+        attach_teacher(generator, self.config, self.data, self.processes)
+        return generator
+
     def to_generator(self) -> ConditionalGANGenerator:
-        """Return a copy of the generator, averaged if there is an EMA, in eval mode."""
-        generator = self.ema.module if self.config.ema_decay else self.generator
+        """Return a copy of the generator, with its codes from stage `codes` on."""
+        generator = self.plain_generator()
+        if self.config.codes_ipc and (self.stage is None or self.stage.name == CODES):
+            generator.codes = self.codes.stored()
+        return generator
+
+    def plain_generator(self) -> ConditionalGANGenerator:
+        """Return a copy of the generator without codes, averaged if there is an EMA."""
+        generator = self.ema.module if self.config.ema_decay and not self.config.generator else self.generator
         plain = torch.contiguous_format  # the layout in which it is saved, and in which pixels are made everywhere
         return deepcopy(generator).to(memory_format=plain).eval()

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from hf_gdd.data.normalization import input_transform
 from hf_gdd.data.pixels import to_unit, unit_to_uint8
 from hf_gdd.generators.base import GRID_COLUMNS, GRID_ROWS
 from hf_gdd.generators.image_bank import ImageBank
+from hf_gdd.generators.teacher import Teacher
 from hf_gdd.methods.prediction_matching.config import PRESETS, PredictionMatchingConfig
 from hf_gdd.methods.prediction_matching.groups import Group, Groups
 from hf_gdd.training.config import Stage
@@ -210,6 +213,12 @@ class PredictionMatchingTrainer(Trainer):
         epochs, count = self.config.student_epochs, self.config.snapshots
         return {epochs * (i + 1) // count for i in range(count)}
 
+    @cached_property
+    def bank_teacher(self) -> Teacher:
+        """The first teacher as a part of the bank; its accuracy is measured once."""
+        config, training = self.config, asdict(self.config.teacher_recipe)
+        return Teacher.from_network(config.network, self.teachers[0], self.data, zca=config.zca, training=training)
+
     def to_generator(self) -> ImageBank:
         """Return the images as pixels, and the first teacher's labels for them."""
         config, data = self.config, self.data
@@ -217,10 +226,9 @@ class PredictionMatchingTrainer(Trainer):
         images = torch.cat([unit_to_uint8(self.transform.inverse(part.to(self.device))) for part in parts])
         return ImageBank.from_images(
             images.unflatten(0, (data.num_classes, config.ipc)),
-            teacher=(config.network, self.teachers[0].state_dict()),
+            teacher=deepcopy(self.bank_teacher),
             transform=self.transform,
             class_names=data.class_names,
-            zca=config.zca,
             mean=data.mean,
             std=data.std,
             training=self.training_record(),
