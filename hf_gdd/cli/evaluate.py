@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from hf_gdd.classifiers.recipes import find_recipe
+from hf_gdd.classifiers.recipes import RECIPES, find_recipe
 from hf_gdd.cli.options import SamplingOptions, load_generator
 from hf_gdd.evaluation.evaluate import as_images, evaluate
 from hf_gdd.hub.files import CONFIG_NAME, PIPELINE_NAME, REPORT_NAME
@@ -30,7 +30,7 @@ class Evaluate:
     """architectures, such as convnet3, resnet18-dd, alexnet, vgg11"""
     n: int = 5
     """networks of each architecture"""
-    recipe: Literal["paper", "imagenet-subset", "prediction-matching", "tiny"] = "paper"
+    recipe: Literal[tuple(RECIPES)] = "paper"
     """how they are trained; `tiny` is for the 8x8 digits"""
     soft_loss: Literal["l1", "kl"] | None = None
     """how networks learn soft labels: `l1` for the difference of logits, `kl` for the divergence of softened

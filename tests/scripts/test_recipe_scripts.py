@@ -1,6 +1,8 @@
 """Every recipe runs to its end, at sizes that take seconds."""
 
 import importlib.util
+import re
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +10,15 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
+import torch
 from datasets import load_dataset
 from diffusers import DiTPipeline
 from kinds import parts
 
 from hf_gdd import AutoGenerator, ImageTensors, Recipe, Trainer
 from hf_gdd.classifiers import recipes
+from hf_gdd.cli import main as cli
+from hf_gdd.generators.base import class_grid
 from hf_gdd.methods.diffusion_memory import config as diffusion
 from hf_gdd.methods.global_local import config as global_local
 
@@ -46,13 +51,43 @@ def names(report):
     return {row.name for row in report.results}
 
 
-def test_digits(tmp_path, capsys):
-    script("digits").main(tmp_path, n=1)
-    methods = {"cgan", "cgan-continued", "dim", "global-local"}
-    report = AutoGenerator.from_pretrained(tmp_path / "dim" / "generator").report
-    assert names(report) == methods | {"random-real", "full data"}
-    assert report.markdown() in capsys.readouterr().out
-    assert len(ImageTensors.from_dataset(load_dataset("parquet", data_files=str(tmp_path / "ipc10.parquet")))) == 100
+def test_digits(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, folder = script("digits"), Path("runs/digits")
+    recipe.main(folder, n=2, n_real=3)
+    generators = {name: AutoGenerator.from_pretrained(folder / name / "generator") for name in recipe.METHODS}
+    best, report, printed = generators["global-local"], generators["dim"].report, capsys.readouterr().out
+    assert {name: (each.distilled_ipc, each.has_soft_labels) for name, each in generators.items()} == {
+        "cgan": (0, False),
+        "dim": (0, False),
+        "global-local": (50, True),
+    }
+    assert report == best.report
+    rows = {(row.name, row.protocol, row.sampling, row.ipc): len(row.accuracies) for row in report.results}
+    distilled, drawn = (f"truncation=1.0, distilled={x}" for x in (True, False))
+    expected = {("random-real", "fixed", None, ipc): 2 if ipc == 50 else 3 for ipc in (1, 10, 50)}
+    expected |= {("herding", "fixed", None, ipc): 2 for ipc in (1, 10, 50)}
+    expected |= {("global-local", "fixed", how, ipc): 2 for how in (distilled, drawn) for ipc in (1, 10, 50)}
+    expected |= {(name, "fixed", "truncation=1.0", 10): 2 for name in ("cgan", "dim")}
+    expected |= {("random-real", "soft", None, 10): 3, ("global-local", "soft", distilled, 10): 2}
+    expected |= {("global-local", "dynamic", drawn, 10): 2}
+    expected |= {("full data", "fixed", None, None): 2, ("teacher", "fixed", None, None): 1}
+    assert rows == expected
+    assert printed.startswith("Against random real images with hard labels: ")
+    assert report.markdown() in printed
+    stored = ImageTensors.from_dataset(load_dataset("parquet", data_files=str(folder / "ipc10.parquet")))
+    labels, indices = class_grid(10, 10)
+    assert torch.equal(stored.images, best.sample(labels, indices))
+    assert torch.equal(stored.soft_labels, best.soft_labels(labels, indices))
+
+    # It ends by saying where things are and what to type.
+    places, _, commands = printed[printed.index("Generator:") :].partition("Next:\n")
+    paths = re.findall(r"runs/[\w./-]+", places)
+    assert len(paths) == 7
+    missing = {path for path in paths if not Path(path).exists()}
+    assert missing <= {f"{folder}/global-local/samples", f"{folder}/global-local/losses.png"}  # pictures are left out
+    verbs = [cli._parse(shlex.split(line)[1:]) for line in commands.splitlines()]
+    assert [type(verb).__name__ for verb in verbs] == ["Show", "Materialize", "Push", "Distill"]
 
 
 def test_global_local(tmp_path, capsys):

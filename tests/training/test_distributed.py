@@ -6,6 +6,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,30 @@ def test_processes_stay_together(pair, tmp_path):
     assert [record["step"] for record in records] == [2, 4, 6, 8]
     resumed = trainer(tmp_path / "run").fit()  # one process reads what two have written
     assert resumed.class_names == tuple("0123456789")
+
+
+CODES = {"codes_ipc": 3, "codes_steps": 5, "codes_real": 4, "codes_refresh": 2, "codes_inner_steps": 1}
+CODES |= {"pool": ("convnet1",), "max_steps": 5, "teacher_network": "convnet1", "teacher_epochs": 1}
+CODES["generator"] = str(Path(__file__).parents[2] / "model_cards" / "digits")
+
+
+def train_codes(folder):
+    run = trainer(folder, **CODES)
+    generator = run.fit()
+    for tensor in (run.codes.codes.detach(), *generator.teacher.state_dict().values()):
+        one, other = everywhere(tensor.flatten())
+        assert torch.equal(one, other)
+
+
+def test_two_processes_tune_the_codes_that_one_would(pair, tmp_path):
+    """Every process takes all of each step; one of them trains the teacher."""
+    on_two(pair, train_codes, tmp_path / "two")
+    trainer(tmp_path / "one", **CODES).fit()
+    one, two = (AutoGenerator.from_pretrained(tmp_path / name / "generator") for name in ("one", "two"))
+    assert two.teacher.config.network == "convnet1"
+    assert torch.equal(two.codes, one.codes)
+    plain = one.plain_codes(torch.zeros(3, dtype=torch.int64), torch.arange(3))
+    assert (one.codes[0].float() - plain).abs().max() > 0.1
 
 
 EXACT = {"pool": ("convnet1", "resnet10-dd"), "pool_refresh": 7, "inner_steps": 1, "max_steps": 20, "gan_lr": 3e-4}

@@ -26,9 +26,9 @@ CODES = "codes"
 class DistilledCodes(nn.Module):
     """Codes of the first M images of every class, tuned as a set.
 
-    The generator is frozen. Codes start as the noise of plain draws. Each step shows the images of some classes, and as many real images of
-    each, to a network of the pool, and moves the codes so that every prefix of a class has logits and features as its
-    real images have: the two distances of Li et al. (2024), taken on the set that a user trains on.
+    The generator is frozen. Codes start as the noise of plain draws. Each step shows the images of some classes, and
+    real images of each, to a network of the pool, and moves the codes so that every prefix of a class has logits and
+    features as its real images have: the two distances of Li et al. (2024), taken on the set that a user trains on.
 
     Args:
         config: settings `codes_*`.

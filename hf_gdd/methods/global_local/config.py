@@ -96,7 +96,7 @@ class GlobalLocalConfig(LabelingConfig):
     codes_distance: Literal["energy", "mean"] = "energy"
     """distance of a set from the real images, see `PREFIX_DISTANCES` of losses.py; `mean` compares class means alone"""
     codes_power: float = 0.0
-    """weight of large sets: the first m images weigh m to this power"""
+    """the first m images weigh m to this power: above 0 favors large sets, below 0 small ones"""
     codes_global_weight: float = 1.0
     """weight of the distance between logits"""
     codes_local_weight: float = 1.0
@@ -127,7 +127,7 @@ class GlobalLocalConfig(LabelingConfig):
         require_positive(self, "width", "noise_dim", "penalty_every", "pool_refresh")
         require_not_negative(self, "global_weight", "local_weight", "penalty_weight", "inner_steps")
         require_positive(self, *(f"codes_{field}" for field in ("steps", "lr", "real", "chunk", "refresh")))
-        require_not_negative(self, *(f"codes_{field}" for field in ("ipc", "power", "inner_steps", "class_weight")))
+        require_not_negative(self, *(f"codes_{field}" for field in ("ipc", "inner_steps", "class_weight")))
         require_not_negative(self, "codes_global_weight", "codes_local_weight")
         require_share(self, "ema_decay")
         if self.penalty_every > 1 and self.adversarial != "wgan-gp":

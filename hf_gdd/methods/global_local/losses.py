@@ -97,8 +97,9 @@ def _mean_distances(fake: Tensor, real: Tensor) -> Tensor:
 def _energy_distances(fake: Tensor, real: Tensor) -> Tensor:
     """Return the energy distance of every prefix from the real images, [C, M].
 
-    Its constant part, the distances among real images, is left out. The rest is twice the mean distance between an image of the prefix and a real one, minus the mean distance within the
-    prefix (Szekely & Rizzo, 2013). Unlike the distance of means it falls only if images also differ as real ones do.
+    Its constant part, the distances among real images, is left out. The rest is twice the mean distance between an
+    image of the prefix and a real one, minus the mean distance within the prefix (Szekely & Rizzo, 2013). Unlike the
+    distance of means it falls only if images also differ among themselves as real ones do.
     """
     lengths = torch.arange(1, fake.shape[1] + 1, device=fake.device)
     distances = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")  # whose gradient is 0 at distance 0
@@ -117,14 +118,15 @@ PREFIX_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 def prefix_loss(fake: Tensor, real: Tensor, distance: str = "energy", power: float = 0.0) -> Tensor:
     """Return the distance of every prefix of a set from real images.
 
-    It is ours, after the distances of Li et al. (2024, Eqs. 6 and 7), which are taken on batches. For every m, the first m images of a class shall look to the network as its real images do. So each prefix of a set
-    is matched as a set of its own, and one list serves every size.
+    It is ours, after the batchwise distances of Li et al. (2024, Eqs. 6 and 7). For every m, the first
+    m images of a class shall look to the network as its real images do. So each prefix of a set is matched as a set of
+    its own, and one list serves every size.
 
     Args:
         fake: logits or features of the M images of C classes, in order, [C, M, ...].
         real: logits or features of real images of the same classes, [C, R, ...].
         distance: a name in `PREFIX_DISTANCES`.
-        power: prefix m weighs m ** power, so 0 treats all alike, and more favors the large ones.
+        power: prefix m weighs m ** power, so 0 treats all alike, and less favors the small ones.
 
     Returns:
         The weighted mean over prefixes of the distance, averaged over classes.
