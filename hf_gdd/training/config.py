@@ -16,7 +16,7 @@ BOOKKEEPING = ("log_every", "picture_every", "checkpoint_every", "keep_checkpoin
 # Settings that earlier versions chose by timing: their runs recorded `auto`, or nothing, and resume with any.
 CHOSEN_SETTINGS, AUTO = frozenset({"channels_last", "mixed_precision"}), "auto"
 # Beginnings of names of settings that came later, of stages after all others: runs begun before them resume with any.
-LATER_SETTINGS = ("codes_", "teacher_", "generator")
+LATER_SETTINGS = ("codes_", "generator")
 _FORMER_NAMES = {"guidance": "guidance_scale", "sampling_steps": "num_inference_steps"}
 
 Config = TypeVar("Config", bound="TrainingConfig")

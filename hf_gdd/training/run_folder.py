@@ -45,10 +45,12 @@ class RunFolder:
         """
         if (self.path / RUN_FILE).exists():
             recorded, mine = _read_run(self.path), self.identity["config"]
-            for name in mine:
+            for name, value in mine.items():
+                # The teacher is trained after all stages, so that a finished run can still be given another.
+                finishing = "teacher_network" in mine and name.startswith("teacher_")
                 missing = AUTO if name in CHOSEN_SETTINGS or name.startswith(LATER_SETTINGS) else None
-                if recorded["config"].get(name, missing) == AUTO:
-                    recorded["config"][name] = mine[name]
+                if finishing or recorded["config"].get(name, missing) == AUTO:
+                    recorded["config"][name] = value
             if changed := _differences(self.identity, recorded):
                 raise ValueError(
                     f"{self.path} holds another run; it differs in {'; '.join(changed)}. Choose another output_dir, "

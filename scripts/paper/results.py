@@ -79,7 +79,7 @@ def require_size(experiment: Experiment, record: Mapping[str, Any]) -> None:
         measured = record["run"]["config"]
         now = GlobalLocalTrainer.configure(**size.settings(VARIANTS[experiment.variant])).identity()
         auto = {name for name in now if measured.get(name, "auto") == "auto"}  # as earlier versions recorded choices
-        later = {name for name in now if name.startswith(LATER_SETTINGS) and name not in measured}
+        later = {name for name in now if name.startswith((*LATER_SETTINGS, "teacher_")) and name not in measured}
         now = {name: value for name, value in now.items() if name not in {*OF_ONE_TRAINING, *auto, *later}}
     for name, value in json.loads(json.dumps(now)).items():  # as it is read back
         if measured[name] != value:

@@ -331,3 +331,20 @@ def test_a_generator_of_another_size_is_refused(tmp_path):
 def test_a_generator_without_codes_to_give_is_refused(tmp_path):
     with pytest.raises(ValueError, match="pass codes_ipc too"):
         make(tmp_path, generator=str(CARD), codes_ipc=0)
+
+
+# The teacher, which every stage comes before.
+
+
+def test_a_finished_run_can_still_be_given_a_teacher(tmp_path):
+    first = make(tmp_path).fit()
+    assert not first.has_soft_labels
+    again = make(tmp_path, teacher_network="convnet1", teacher_epochs=2)
+    generator = again.fit()
+    assert again.state.global_step == again.log.run.records()[-1]["step"] == 12
+    assert torch.equal(generator.codes, first.codes)
+    saved = AutoGenerator.from_pretrained(tmp_path / "generator")
+    labels, indices = class_grid(10, 2)
+    assert torch.equal(saved.soft_labels(labels, indices), generator.soft_labels(labels, indices))
+    assert saved.teacher.config.training["epochs"] == 2
+    assert 0 < saved.teacher.config.accuracy <= 1

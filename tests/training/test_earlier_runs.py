@@ -61,6 +61,17 @@ def test_an_earlier_run_is_resumed(earlier, name, trainer_class, settings, begun
     assert AutoGenerator.from_pretrained(folder / "generator").fingerprint == generator.fingerprint
 
 
+def test_an_earlier_run_goes_on_to_stages_that_came_later(earlier):
+    """Its settings and checkpoints know nothing of codes and teachers."""
+    folder = earlier("gan")
+    later = {"codes_ipc": 2, "codes_steps": 3, "teacher_network": "convnet1", "teacher_epochs": 1}
+    generator = GlobalLocalTrainer("digits", output_dir=folder, **GAN | later).fit()
+    assert (generator.distilled_ipc, generator.teacher.config.network) == (2, "convnet1")
+    assert read_run(folder)["config"]["codes_ipc"] == 2
+    with pytest.raises(ValueError, match=r"codes_ipc \(now 3, there 2\)"):
+        GlobalLocalTrainer("digits", output_dir=folder, **GAN | later | {"codes_ipc": 3}).fit()
+
+
 def test_settings_get_their_present_names(earlier, caplog):
     caplog.set_level(logging.WARNING, logger="hf_gdd")
     config = read_run(earlier("diffusion"))["config"]
