@@ -139,7 +139,7 @@ def measure(name: str, evaluation: Callable[[], Report]) -> Report:
 
 
 def judge_digits(seeds: tuple[int, ...], n: int, runs: Path) -> None:
-    """Judge codes on the test set of the digits, beside plain draws, random real images and herding."""
+    """Judge codes on the test set of the digits, beside other small sets."""
     real, test = (ImageTensors.from_dataset("digits", split) for split in ("train", "test"))
     common, reports = {"recipe": "tiny", "progress": False}, []
     for seed in seeds:
@@ -158,7 +158,7 @@ def judge_digits(seeds: tuple[int, ...], n: int, runs: Path) -> None:
 
 
 def judge_images(n: int, runs: Path, sources: Mapping[str, Path]) -> None:
-    """Give the generators of size `lite` codes and a teacher, judge them, and save their cards."""
+    """Give generators of size `lite` codes and a teacher, and judge them."""
     for data in ("fashion_mnist", "mnist"):
         card, name = CARDS / f"{data}-global-local-lite", DATA[data][0]
         real, test = read(data, str(sources.get(data, name)), None)

@@ -32,8 +32,10 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setitem(recipes.RECIPES, name, Recipe(max_steps=3))
     for name in ("lite", "tiny"):
         changes = {"width": 4, "max_steps": 2, "pool": ("convnet1",), "inner_steps": 1}
+        changes["teacher_cache"] = str(tmp_path / "teachers")
         monkeypatch.setitem(global_local.PRESETS, name, global_local.PRESETS[name].changed(**changes))
         changes = {"width": 8, "heads": 2, "depth": 1, "vae_width": 8, "max_steps": 2, "num_inference_steps": 2}
+        changes["teacher_cache"] = str(tmp_path / "teachers")
         monkeypatch.setitem(diffusion.PRESETS, name, diffusion.PRESETS[name].changed(**changes))
     monkeypatch.setitem(diffusion.PRESETS, "paper", diffusion.PRESETS["paper"].changed(num_inference_steps=2))
     monkeypatch.setattr(Trainer, "save_pictures", lambda self: None)
@@ -65,7 +67,7 @@ def test_digits(tmp_path, capsys, monkeypatch):
     assert report == best.report
     rows = {(row.name, row.protocol, row.sampling, row.ipc): len(row.accuracies) for row in report.results}
     distilled, drawn = (f"truncation=1.0, distilled={x}" for x in (True, False))
-    expected = {("random-real", "fixed", None, ipc): 2 if ipc == 50 else 3 for ipc in (1, 10, 50)}
+    expected = {("random-real", "fixed", None, ipc): 3 if ipc == 10 else 2 for ipc in (1, 10, 50)}
     expected |= {("herding", "fixed", None, ipc): 2 for ipc in (1, 10, 50)}
     expected |= {("global-local", "fixed", how, ipc): 2 for how in (distilled, drawn) for ipc in (1, 10, 50)}
     expected |= {(name, "fixed", "truncation=1.0", 10): 2 for name in ("cgan", "dim")}
@@ -92,9 +94,11 @@ def test_digits(tmp_path, capsys, monkeypatch):
 
 def test_global_local(tmp_path, capsys):
     settings = {"preset": "lite", "source": "digits", "max_steps": 1, "eval_steps": 2, "ipcs": (1,), "n": 1}
-    script("global_local").main("mnist", output_dir=tmp_path, **settings)
-    report = AutoGenerator.from_pretrained(tmp_path / "generator").report
-    assert {row.protocol for row in report.results} == {"fixed", "dynamic"}
+    script("global_local").main("mnist", output_dir=tmp_path, codes_ipc=3, **settings)
+    generator = AutoGenerator.from_pretrained(tmp_path / "generator")
+    report = generator.report
+    assert generator.distilled_ipc == 3
+    assert {row.protocol for row in report.results} == {"fixed", "soft", "dynamic"}
     assert report.recipe["floor"] == 0.985
     assert report.markdown() in capsys.readouterr().out
 
