@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -24,6 +25,7 @@ from hf_gdd.generators.base import Generator
 METHODS = ("cgan", "dim", "global-local")  # the last two start from the GAN of the first
 BEST = "global-local"
 IPCS = (1, 10, 50)
+RECIPE = replace(find_recipe("tiny"), soft_loss="kl")  # by which networks learn soft labels better in few steps
 HARD = {"codes_ipc": 0, "teacher_network": None}
 
 
@@ -42,12 +44,12 @@ def measure(
 
     Ten random real images per class differ much from draw to draw, so more of them are drawn.
     """
-    best, settings = generators[BEST], {"networks": "convnet2", "recipe": "tiny", "n": n}
+    best, settings = generators[BEST], {"networks": "convnet2", "recipe": RECIPE, "n": n}
     yield baselines(real, test, ipc=1, full_data=False, **settings)
     yield baselines(real, test, ipc=10, full_data=False, bank=best, **settings | {"n": n_real})  # soft labels too
     yield baselines(real, test, ipc=50, **settings)
     settings |= {"real": real, "with_baselines": False}
-    features = coreset_features("convnet2", real, find_recipe("tiny"))
+    features = coreset_features("convnet2", real, RECIPE)
     for (name, _), subset in cut_coresets(("herding",), features, real, IPCS).items():
         yield evaluate(subset, test, name=name, **settings)
     for method in METHODS[:-1]:
