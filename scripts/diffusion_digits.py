@@ -49,6 +49,7 @@ def main(
     """
     real, test = (ImageTensors.from_dataset("digits", split) for split in ("train", "test"))
     training = {"preset": "tiny", "seed": seed, "real_weight": real_weight, "gen_weight": gen_weight}
+    training["codes_ipc"] = 0  # plain draws are compared
     settings = {"networks": "convnet2", "recipe": "tiny", "n": n, "seed": seed}
     generators, reports = {}, [baselines(real, test, ipc=IPCS, **settings)]
     for method in METHODS:

@@ -61,6 +61,11 @@ def codes(seed=0, count=5, num_classes=3, noise_dim=90):
     return torch.randn(num_classes, count, noise_dim, generator=torch.Generator().manual_seed(1000 + seed)).half()
 
 
+def chosen(num_classes=3):
+    """Five chosen draws of every class, some of them within the first five."""
+    return torch.tensor([[7, 2, 11, 6, 1], [9, 4, 3, 30, 5], [8, 13, 10, 6, 21]], dtype=torch.int32)[:num_classes]
+
+
 def teacher_of(seed=0, names=NAMES, shape=(1, 8, 8), network="convnet1", **record):
     """A network that learned nothing."""
     record = {"mean": (0.5,), "std": (0.5,), "accuracy": 0.75} | record
@@ -73,6 +78,13 @@ def with_codes(seed=0, **record):
     """A GAN whose first five images of every class are distilled."""
     generator = gan(seed, **record)
     generator.codes = codes(seed)
+    return generator
+
+
+def with_chosen(seed=0, **record):
+    """A diffusion generator whose first five images of every class are chosen draws."""
+    generator = diffusion(seed, **record)
+    generator.codes = chosen()
     return generator
 
 
@@ -93,7 +105,8 @@ def bank(seed=0, names=NAMES, shape=(1, 8, 8), ipc=12, teacher="convnet1", **rec
     return ImageBank.from_images(images, teacher=teacher, class_names=names, **record)
 
 
-KINDS = {"gan": gan, "labeled": labeled, "diffusion": diffusion, "bank": bank}
+KINDS = {"gan": gan, "labeled": labeled, "diffusion": diffusion, "chosen": with_chosen, "bank": bank}
 OTHER_SAMPLING = {"gan": Sampling(0.25), "labeled": Sampling(distilled=False)}
 OTHER_SAMPLING |= {"diffusion": DiffusionSampling(3.0, 2, "ddim"), "bank": StoredSampling()}
+OTHER_SAMPLING["chosen"] = DiffusionSampling(2.0, 3, "ddpm", distilled=False)
 MADE = tuple(kind for kind in KINDS if kind != "bank")  # kinds that make as many images as one asks for

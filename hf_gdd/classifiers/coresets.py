@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_gdd.classifiers.learner import Learner, iterate_epochs
 from hf_gdd.classifiers.networks import NetworkSpec, build_network, penultimate_features
@@ -17,6 +17,25 @@ from hf_gdd.report import HERDING, K_CENTER
 from hf_gdd.utils.random import Random
 
 _BATCH = 1000
+
+
+def train_network(spec: NetworkSpec, data: ImageTensors, recipe: Recipe | None, seed: int = 0) -> nn.Module:
+    """Train a network on all images; returns it in eval mode, without gradients.
+
+    Args:
+        spec: architecture, see `build_network`.
+        data: real training images.
+        recipe: recipe of the training; None leaves the network untrained.
+        seed: seed of the weights and of the training.
+
+    """
+    network = build_network(spec, data.num_classes, data.shape, seed=seed).to(data.device)
+    if recipe is not None:
+        rng, steps = Random(seed, data.device).rng, recipe.steps(len(data))
+        learner = Learner(network, Normalize(data.mean, data.std), recipe, steps)
+        for images, labels in islice(iterate_epochs(data, recipe, rng), steps):
+            learner.step(images, labels, rng)
+    return network.eval().requires_grad_(False)
 
 
 def coreset_features(spec: NetworkSpec, data: ImageTensors, recipe: Recipe, seed: int = 0) -> Tensor:
@@ -37,12 +56,7 @@ def coreset_features(spec: NetworkSpec, data: ImageTensors, recipe: Recipe, seed
         rows = select_coreset("herding", features, train.labels, 10)  # ten images of each class
 
     """
-    network = build_network(spec, data.num_classes, data.shape, seed=seed).to(data.device)
-    transform, rng, steps = Normalize(data.mean, data.std), Random(seed, data.device).rng, recipe.steps(len(data))
-    learner = Learner(network, transform, recipe, steps)
-    for images, labels in islice(iterate_epochs(data, recipe, rng), steps):
-        learner.step(images, labels, rng)
-    network.eval()
+    network, transform = train_network(spec, data, recipe, seed), Normalize(data.mean, data.std)
     with torch.no_grad():
         batches = (transform(to_unit(part.to(data.device))) for part in data.images.split(_BATCH))
         return torch.cat([penultimate_features(network, batch)[1] for batch in batches])

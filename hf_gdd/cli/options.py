@@ -28,9 +28,9 @@ class SamplingOptions:
     scheduler: Literal["ddim", "ddpm", "dpm++"] | None = None
     """diffusion only: how it steps"""
     distilled: FlagCreatePairsOff[bool] = False
-    """GAN only: make the first images of every class from its distilled codes, if it has any and the seed is 0"""
+    """make the first images of every class from the distilled codes, if there are any and the seed is 0"""
     no_distilled: FlagCreatePairsOff[bool] = False
-    """GAN only: make plain draws alone"""
+    """make plain draws alone"""
 
     def apply_to(self, generator: Generator) -> Any:
         """Return the generator's sampling with these options; None if none was passed.

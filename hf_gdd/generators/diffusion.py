@@ -1,6 +1,7 @@
 """A class-conditional diffusion transformer that a stock `DiTPipeline` loads too."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from hf_gdd.data.imagenet import class_rows_of
 from hf_gdd.data.pixels import tanh_to_uint8, to_tanh
 from hf_gdd.generators.base import DEFAULT_TILE
 from hf_gdd.generators.checks import check_record
+from hf_gdd.generators.codes import check_chosen, check_distilled_ipc, draw_numbers
 from hf_gdd.generators.denoising import build_scheduler, denoise
 from hf_gdd.generators.dit_pipeline import NULL_CLASS, noise_schedule, read_pipeline, stock_record
 from hf_gdd.generators.pretrained import Model, PretrainedGenerator
 from hf_gdd.generators.sampling import DiffusionSampling, present_names
 from hf_gdd.hub.files import CONFIG_NAME, FORMAT_VERSION, STOCK_PIPELINE, remove_local_path
+
+logger = logging.getLogger("hf_gdd")
 
 SMALL_TILE = 32  # on a CPU, and of images above 64 px, whose decoder would fill the memory of most GPUs
 # Config fields that decide pixels beside the weights. Others may change with the version of diffusers.
@@ -42,6 +46,8 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         scheduler: gives the noise schedule; nothing else of it is used.
         class_rows: the transformer's number of each class; 0, 1, ... if None.
         known_classes: the transformer's name of each of its classes, for a stock pipeline; `class_names` if None.
+        noise_labels: labels that choose the noise of each class; 0, 1, ... if None.
+        distilled_ipc: number of images of every class in `codes`, which are stored in a file of their own.
 
     Raises:
         ValueError: the parts do not fit each other or the classes.
@@ -65,10 +71,12 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         class_names: tuple[str, ...],
         class_rows: tuple[int, ...] | None = None,
         known_classes: dict[str, str] | None = None,
+        noise_labels: tuple[int, ...] | None = None,
         mean: tuple[float, ...] = (0.5,),
         std: tuple[float, ...] = (0.5,),
         training: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
+        distilled_ipc: int = 0,
         teacher: dict[str, Any] | None = None,
         fingerprint: str | None = None,
         weights_dtype: str | None = None,
@@ -86,7 +94,11 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         valid = {row for row in rows if isinstance(row, int) and 0 <= row < NULL_CLASS}
         if not len(valid) == len(rows) == len(class_names):
             raise ValueError(f"Each of the {len(class_names)} classes needs a row of its own in 0..{NULL_CLASS - 1}.")
-        self.rows = torch.tensor(list(rows))
+        labels = range(len(rows)) if noise_labels is None else noise_labels
+        if len(labels) != len(rows) or not all(isinstance(label, int) and 0 <= label < NULL_CLASS for label in labels):
+            raise ValueError(f"noise_labels {labels} must be a label in 0..{NULL_CLASS - 1} for each of the classes.")
+        check_distilled_ipc(distilled_ipc, len(class_names))
+        self.rows, self.noise_labels = torch.tensor(list(rows)), torch.tensor(list(labels))
         self.sampling = DiffusionSampling(**present_names(sampling or {}))
         self.register_to_config(image_shape=shape, class_rows=tuple(rows))
 
@@ -105,11 +117,16 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Class, shape, rows, noise schedule, and config fields that decide pixels."""
+        """Class, shape, rows, noise schedule, and config fields that decide pixels.
+
+        Labels of the noise are among them only if they are not the classes' own, which earlier versions knew alone.
+        """
         fields = [(self.transformer.config, TRANSFORMER_FIELDS), (self.vae.config, VAE_FIELDS)]
         settings = [(name, config.get(name)) for config, names in fields for name in names]
         schedule = [round(float(x), 6) for x in self.scheduler.alphas_cumprod]
-        return *super().kind, json.dumps([self.rows.tolist(), settings, schedule])
+        labels = self.noise_labels.tolist()
+        others = [] if labels == list(range(len(labels))) else [labels]
+        return *super().kind, json.dumps([self.rows.tolist(), settings, schedule, *others])
 
     @property
     def tile(self) -> int:
@@ -118,11 +135,28 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
 
     # Images.
 
+    @property
+    def code_layout(self) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Dtype and shape of the code of one image, which is the number of a draw."""
+        return torch.int32, ()
+
+    def checked_codes(self, codes: Tensor) -> Tensor:
+        """Return the numbers of chosen draws as they are stored, int32 [K, M].
+
+        Raises:
+            ValueError: they do not fit, or a draw is chosen twice.
+
+        """
+        check_chosen(codes, self.num_classes)
+        return codes.int()
+
     @torch.no_grad()
     def make(self, labels: Tensor, indices: Tensor, seed: int, sampling: DiffusionSampling) -> Tensor:
         """Make images in [-1, 1], each of noise that depends on its own entry alone."""
-        rows = self.rows.to(self.device)[labels]
-        return self.decode(denoise(self.transformer, self.scheduler, labels, indices, rows, seed, sampling))
+        rows, noise_labels = (x.to(self.device)[labels] for x in (self.rows, self.noise_labels))
+        if self.codes is not None and sampling.distilled and seed == 0:
+            indices = draw_numbers(self.codes[labels], indices)
+        return self.decode(denoise(self.transformer, self.scheduler, noise_labels, indices, rows, seed, sampling))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents to images in [-1, 1]."""
@@ -145,6 +179,9 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
     def select(self, classes: Sequence[str], class_names: Sequence[str] | None = None) -> "DiffusionGenerator":
         """Return the same model for some of its classes only.
 
+        Chosen draws go with their classes, and all images of a class then stay as they are. If one of the classes has
+        none, there are only plain draws, and a line says so.
+
         Args:
             classes: names that the model knows, or WordNet ids of ImageNet classes as in
                 `hf_gdd.data.imagenet.SUBSETS`; their order becomes that of the labels.
@@ -161,7 +198,15 @@ class DiffusionGenerator(PretrainedGenerator, ConfigMixin):
         record["class_rows"] = class_rows_of(classes, self.names_of_rows)
         record["known_classes"] = {str(row): name for row, name in self.names_of_rows.items()}
         parts = {name: getattr(self, name) for name in self.ignore_for_config}
+        own = {row: label for label, row in enumerate(self.config.class_rows)}
+        labels = [own.get(row) for row in record["class_rows"]]
+        carried = self.codes is not None and None not in labels
+        if carried:
+            record["noise_labels"] = tuple(self.noise_labels[labels].tolist())
+        elif self.codes is not None:
+            logger.warning("Not all of these classes have distilled images: all images are plain draws.")
         selected = DiffusionGenerator(**parts, **record)
+        selected.codes = self.codes[labels] if carried else None
         selected.origin = self.origin
         return selected
 

@@ -57,8 +57,6 @@ class ConditionalGANGenerator(GeneratorModel):
 
     """
 
-    _codes: Tensor | None = None
-
     @register_to_config
     def __init__(
         self,
@@ -105,29 +103,20 @@ class ConditionalGANGenerator(GeneratorModel):
         self.blocks = nn.Sequential(*blocks[:-3], nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
 
     @property
-    def codes(self) -> Tensor | None:
-        """Distilled codes of the first M images of every class; None if there are none.
+    def code_layout(self) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Dtype and shape of the code of one image."""
+        return torch.float16, (self.config.noise_dim,)
 
-        They are float16 [K, M, noise_dim], stay so, and move with the generator's device.
+    def checked_codes(self, codes: Tensor) -> Tensor:
+        """Return codes as they are stored, float16 [K, M, noise_dim].
+
+        Raises:
+            ValueError: they do not fit, or are not finite.
+
         """
-        return self._codes
-
-    @codes.setter
-    def codes(self, codes: Tensor | None) -> None:
-        if codes is None and self._codes is None:
-            return
-        if codes is not None:
-            codes = codes.detach().half()
-            check_codes(codes, self.num_classes, self.config.noise_dim)
-        self._codes = codes
-        self.move_parts()
-        self.register_to_config(distilled_ipc=self.distilled_ipc, format_version=FORMAT_VERSION)
-
-    def move_parts(self) -> None:
-        """Move codes and teacher to the device of the weights, in their own dtype."""
-        super().move_parts()
-        if self._codes is not None:
-            self._codes = self._codes.to(self.device)
+        codes = codes.half()
+        check_codes(codes, self.num_classes, self.config.noise_dim)
+        return codes
 
     def forward(self, code: Tensor) -> Tensor:
         """Make images in [-1, 1], [B, C, H, W], from codes [B, K + noise_dim]."""

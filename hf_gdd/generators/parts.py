@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hf_gdd.generators.base import Generator
 from hf_gdd.generators.codes import read_codes, write_codes
 from hf_gdd.generators.teacher import Teacher
@@ -14,8 +17,40 @@ from hf_gdd.hub.files import CONFIG_NAME, FORMAT_VERSION, TEACHER, LoadError
 class GeneratorWithParts(Generator):
     """A generator that may have distilled codes and a teacher beside its weights.
 
-    A subclass has the methods of a diffusers `ConfigMixin`.
+    A subclass has the methods of a diffusers `ConfigMixin`. One that may have codes says of which dtype and shape each
+    is, and has a config field `distilled_ipc`.
     """
+
+    @property
+    def code_layout(self) -> tuple[torch.dtype, tuple[int, ...]] | None:
+        """Dtype and shape of the code of one image; None for a kind without codes."""
+        return None
+
+    def checked_codes(self, codes: Tensor) -> Tensor:
+        """Return codes [K, M, ...] as they are stored.
+
+        Raises:
+            ValueError: this kind of generator has none, or they do not fit.
+
+        """
+        raise ValueError(f"{type(self).__name__} is a kind of generator without distilled codes.")
+
+    @property
+    def codes(self) -> Tensor | None:
+        """Distilled codes of the first M images of every class; None if there are none.
+
+        A GAN's are the noise of each image, float16 [K, M, noise_dim]. Those of a diffusion generator are the numbers
+        of chosen draws, int32 [K, M]. They stay of this dtype, and move with the generator's device.
+        """
+        return self.__dict__.get("_codes")
+
+    @codes.setter
+    def codes(self, codes: Tensor | None) -> None:
+        if codes is None and self.codes is None:
+            return
+        self.__dict__["_codes"] = None if codes is None else self.checked_codes(codes.detach())
+        self.move_parts()
+        self.register_to_config(distilled_ipc=self.distilled_ipc, format_version=FORMAT_VERSION)
 
     @property
     def teacher(self) -> Teacher | None:
@@ -42,7 +77,9 @@ class GeneratorWithParts(Generator):
             raise ValueError("This teacher sees whitened images; only a bank can have it, whose labels are stored.")
 
     def move_parts(self) -> None:
-        """Move the teacher to the device of the weights, in its own dtype."""
+        """Move codes and teacher to the device of the weights, in their own dtype."""
+        if self.codes is not None:
+            self.__dict__["_codes"] = self.codes.to(self.device)
         if (teacher := self.__dict__.get("_teacher")) is not None:
             teacher.to(self.device)
 
@@ -76,9 +113,7 @@ class GeneratorWithParts(Generator):
             LoadError: one is absent, damaged, or does not fit; or there is one that the config does not name.
 
         """
-        codes = read_codes(folder, config)
-        if codes is not None:
-            self.codes = codes
+        self.codes = read_codes(folder, config, self.num_classes, self.code_layout)
         named, present = isinstance(config.get("teacher"), Mapping), (folder / TEACHER / CONFIG_NAME).is_file()
         if named:
             self.teacher = Teacher.read(folder / TEACHER, self)

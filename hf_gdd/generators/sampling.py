@@ -20,8 +20,23 @@ class _Settings:
         return self
 
 
+class _DrawnSettings(_Settings):
+    """Settings of drawn images, of which the first may be distilled."""
+
+    distilled: bool
+
+    def without_codes(self) -> Any:
+        """Return equal settings for a generator that has no distilled codes."""
+        return self if self.distilled else replace(self, distilled=True)
+
+    @property
+    def _plain(self) -> str:
+        """End of a cache key, which sets of earlier versions lack."""
+        return "" if self.distilled else ", distilled=False"
+
+
 @dataclass(frozen=True)
-class Sampling(_Settings):
+class Sampling(_DrawnSettings):
     """Settings that change the pixels of a one-shot generator.
 
     Example:
@@ -41,15 +56,11 @@ class Sampling(_Settings):
     @property
     def cache_key(self) -> str:
         """Text that names these settings in caches of data sets; must never change."""
-        return f"Sampling(truncation={self.truncation!r}{'' if self.distilled else ', distilled=False'})"
-
-    def without_codes(self) -> "Sampling":
-        """Return equal settings for a generator that has no distilled codes."""
-        return self if self.distilled else replace(self, distilled=True)
+        return f"Sampling(truncation={self.truncation!r}{self._plain})"
 
 
 @dataclass(frozen=True)
-class DiffusionSampling(_Settings):
+class DiffusionSampling(_DrawnSettings):
     """Settings that change the pixels of a diffusion generator, named as in diffusers.
 
     Example:
@@ -64,6 +75,8 @@ class DiffusionSampling(_Settings):
     """denoising steps"""
     scheduler: str = "ddim"
     """`ddim`, `ddpm` (ancestral, with the learned variance if the model has one) or `dpm++`"""
+    distilled: bool = True
+    """take the chosen draws for the first images of every class, if there are any and the seed is 0"""
 
     def __post_init__(self) -> None:
         steps = self.num_inference_steps
@@ -78,7 +91,7 @@ class DiffusionSampling(_Settings):
     def cache_key(self) -> str:
         """Text that names these settings in caches of data sets; must never change."""
         guidance, steps, scheduler = self.guidance_scale, self.num_inference_steps, self.scheduler
-        return f"DiffusionSampling(guidance={guidance!r}, steps={steps!r}, scheduler={scheduler!r})"
+        return f"DiffusionSampling(guidance={guidance!r}, steps={steps!r}, scheduler={scheduler!r}{self._plain})"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Measure whether a diffusion generator's small sets gain by choosing among its draws.
+"""Measure what a diffusion generator's sets gain by choosing among its draws.
 
     python scripts/paper/selection.py
 
@@ -26,6 +26,7 @@ from hf_gdd.classifiers.recipes import find_recipe
 from hf_gdd.data.normalization import Normalize
 from hf_gdd.data.pixels import to_unit
 from hf_gdd.evaluation.evaluator import Evaluator
+from hf_gdd.methods.diffusion_memory.selection import choose
 from hf_gdd.methods.global_local.model_pool import ModelPool
 from hf_gdd.report import FIXED, HERDING
 from hf_gdd.utils.comparison import Difference
@@ -40,25 +41,8 @@ RULES = {f"{name}, {age}": (AGES[age], 1 + (name == "means"), (0, 1)) for name i
 RULES |= {f"energy, trained, {name}": (AGES["trained"], 1, (i,)) for i, name in enumerate(("logits", "features"))}
 
 
-def choose(to_real: Tensor, among: Tensor, count: int) -> list[int]:
-    """Choose rows greedily so that every prefix has the least energy distance from real images.
-
-    That is twice the mean distance between chosen and real images, minus the mean distance between chosen ones (Szekely
-    & Rizzo, 2013). With squared distances it is twice the squared distance of the means. `to_real` [N] holds the mean
-    distance of each candidate from the real images, `among` [N, N] the distances between candidates.
-    """
-    chosen, between, within, from_chosen = [], 0.0, 0.0, torch.zeros_like(to_real)
-    for number in range(1, count + 1):
-        energy = 2 * (between + to_real) / number - (within + 2 * from_chosen) / number**2
-        energy[chosen] = torch.inf
-        chosen.append(row := int(energy.argmin()))
-        between, within = between + to_real[row], within + 2 * from_chosen[row]
-        from_chosen = from_chosen + among[row]
-    return chosen
-
-
 def select(real: ImageTensors, draws: ImageTensors, rule: tuple, count: int) -> list[Tensor]:
-    """Choose draws of every class by one of `RULES`; returns their row numbers in order of choice."""
+    """Choose draws of every class by one of `RULES`; returns row numbers in order."""
     (ages, power, used), normalize, compared = rule, Normalize(real.mean, real.std), []
     for seed, age in enumerate(ages, 1000):
         settings = {"inner_steps": age, "refresh": 1, "random": Random(seed, real.device)}
@@ -79,7 +63,7 @@ def select(real: ImageTensors, draws: ImageTensors, rule: tuple, count: int) -> 
 
 
 def draw(real: ImageTensors, seed: int, folder: Path) -> ImageTensors:
-    """Train a generator of preset `tiny`, and draw the candidates, which are cached beside it."""
+    """Train a generator of preset `tiny`, and draw the candidates."""
     options = {"codes_ipc": 0, "teacher_network": None, "seed": seed, "output_dir": folder}
     generator = DiffusionMemoryTrainer(real, preset="tiny", **options).fit()
     draws = load_distilled_dataset(generator, ipc=CANDIDATES, cache_dir=folder / "draws")
@@ -87,14 +71,14 @@ def draw(real: ImageTensors, seed: int, folder: Path) -> ImageTensors:
 
 
 def gains(measured: list[dict[str, Any]]) -> Iterator[str]:
-    """Compare every choice with random draws of all generators: a line for each IPC and name."""
+    """Compare every choice with random draws of all generators, a line for each."""
     for key, name in product((f"IPC {ipc}" for ipc in IPCS), dict.fromkeys(row["name"] for row in measured)):
         ours, plain = ([x for row in measured if row["name"] == each for x in row[key]] for each in (name, RANDOM))
         yield f"{key:7}{name:32}{fmean(ours):6.1%}  over random draws {Difference.between(ours, plain)}"
 
 
 def main(seeds: tuple[int, ...] = (0, 1), n: int = 5, runs: Path = Path("runs/selection")) -> None:
-    """Measure what is missing, with n networks a row, and 2 n where each has a random set of its own."""
+    """Measure what is missing, with n networks a row and 2 n where sets are random."""
     real, held_out = ImageTensors.from_dataset("digits", "train", device="cpu").split(HELD_OUT, seed=0)
     protocol = {"train": real.source, "judged on": held_out.source, "recipe": RECIPE, "candidates": CANDIDATES}
     transform, recipe = Normalize(real.mean, real.std), find_recipe(RECIPE)

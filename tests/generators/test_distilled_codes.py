@@ -6,10 +6,18 @@ from copy import deepcopy
 
 import pytest
 import torch
-from kinds import bank, codes, diffusion, gan, with_codes
+from kinds import NAMES, bank, chosen, codes, diffusion, gan, with_chosen, with_codes
 from safetensors.torch import load_file, save_file
 
-from hf_gdd import AutoGenerator, DistilledStream, ImageTensors, Sampling, load_distilled_dataset
+from hf_gdd import (
+    AutoGenerator,
+    DiffusionSampling,
+    DistilledStream,
+    ImageTensors,
+    Sampling,
+    load_distilled_dataset,
+)
+from hf_gdd.generators.codes import draw_numbers
 from hf_gdd.generators.noise import noise
 from hf_gdd.hub.files import CODES, LoadError
 from hf_gdd.report import Report, Result
@@ -220,8 +228,165 @@ def test_a_damaged_or_foreign_file_of_codes_is_refused(tmp_path, damage, message
 
 
 @pytest.mark.parametrize("build", [diffusion, bank])
-def test_other_kinds_have_no_codes(tmp_path, build):
+def test_codes_that_no_config_names_are_refused(tmp_path, build):
     build().save_pretrained(tmp_path)
     save_file({"codes": codes()}, tmp_path / CODES)
     with pytest.raises(LoadError, match="names none"):
+        AutoGenerator.from_pretrained(tmp_path)
+
+
+def test_a_bank_has_no_codes(tmp_path):
+    with pytest.raises(ValueError, match="ImageBank is a kind of generator without distilled codes"):
+        bank().codes = codes()
+    bank().save_pretrained(tmp_path)
+    save_file({"codes": codes()}, tmp_path / CODES)
+    configure(tmp_path, distilled_ipc=5)
+    with pytest.raises(LoadError, match="which this kind of generator cannot have"):
+        AutoGenerator.from_pretrained(tmp_path)
+
+
+# Chosen draws of a diffusion generator.
+
+QUICK = {"num_inference_steps": 3, "guidance_scale": 2.0, "scheduler": "ddpm"}  # its own settings
+DRAWN = DiffusionSampling(**QUICK, distilled=False)
+
+
+def test_images_are_a_permutation_of_draws():
+    rows = chosen()[:1].expand(14, -1)  # 7, 2, 11, 6, 1: so 0, 3 and 4 go to the places of 6, 7 and 11
+    assert draw_numbers(rows, torch.arange(14)).tolist() == [7, 2, 11, 6, 1, 5, 0, 3, 8, 9, 10, 4, 12, 13]
+    rng = torch.Generator().manual_seed(0)
+    for count, candidates in ((1, 1), (1, 9), (4, 4), (6, 8), (6, 60), (40, 60)):
+        for _ in range(5):
+            row = torch.randperm(candidates, generator=rng)[:count].int()
+            numbers = draw_numbers(row.expand(80, -1), torch.arange(80))
+            assert torch.equal(numbers.sort().values, torch.arange(80))
+            assert torch.equal(numbers[:count], row.long())
+            stay = ~torch.isin(torch.arange(80), row)
+            stay[:count] = False
+            assert torch.equal(numbers[stay], torch.arange(80)[stay])
+
+
+def test_the_first_images_are_the_chosen_draws_and_none_is_repeated_or_lost(tmp_path):
+    drawn = diffusion().sample(*requests(40)).unflatten(0, (3, 40))
+    large = with_chosen().sample(*requests(40)).unflatten(0, (3, 40))
+    for label, row in enumerate(chosen()):
+        assert torch.equal(large[label, :5], drawn[label, row])
+        ours, theirs = (sorted(image.flatten().tolist() for image in images[label]) for images in (large, drawn))
+        assert ours == theirs
+        assert ours[0] != ours[1]
+    for ipc in (3, 12):
+        made = pixels(load_distilled_dataset(with_chosen(), ipc=ipc, cache_dir=tmp_path, batch_size=7))
+        assert torch.equal(made, large[:, :ipc].flatten(0, 1))
+    stream = DistilledStream(with_chosen(), 8, batch_size=24)
+    seen = torch.cat([images for images, _ in stream.batches(5)])
+    assert sorted(x.flatten().tolist() for x in seen) == sorted(x.flatten().tolist() for x in drawn.flatten(0, 1))
+
+
+@pytest.mark.parametrize(("seed", "sampling"), [(3, None), (0, DRAWN), (2, DRAWN)])
+def test_plain_draws_are_those_of_the_generator_without_chosen_ones(seed, sampling):
+    asked = (*requests(12), seed, sampling)
+    assert torch.equal(with_chosen().sample(*asked), diffusion().sample(*asked))
+
+
+def test_sampling_of_diffusion_names_distilled_only_where_draws_are_chosen():
+    key = "DiffusionSampling(guidance=2.0, steps=3, scheduler='ddpm')"
+    assert diffusion().choose_sampling(DRAWN).cache_key == with_chosen().choose_sampling().cache_key == key
+    assert with_chosen().choose_sampling(DRAWN).cache_key == f"{key[:-1]}, distilled=False)"
+    assert diffusion().sampling_identity(DRAWN) == QUICK
+    assert with_chosen().sampling_identity(DRAWN) == QUICK | {"distilled": False}
+
+
+def test_chosen_draws_travel_in_a_file_of_their_own(tmp_path):
+    generator = with_chosen()
+    assert generator.stored_parts(3) == {"generator": diffusion().stored_bytes, "codes": 3 * 3 * 4}
+    assert len({diffusion().fingerprint, generator.fingerprint}) == 2
+    generator.save_pretrained(tmp_path)
+    (name, tensor), *others = load_file(tmp_path / CODES).items()
+    assert (name, tensor.dtype, tuple(tensor.shape), others) == ("codes", torch.int32, (3, 5), [])
+    for dtype in (None, "bfloat16"):
+        loaded = AutoGenerator.from_pretrained(tmp_path, dtype=dtype)
+        assert torch.equal(loaded.codes, chosen())
+        assert loaded.codes.dtype == torch.int32
+        assert loaded.distilled_ipc == 5
+    loaded = AutoGenerator.from_pretrained(tmp_path)
+    assert loaded.fingerprint == generator.fingerprint
+    assert torch.equal(loaded.sample(*requests(9)), generator.sample(*requests(9)))
+    assert deepcopy(loaded).to("meta").codes.device.type == "meta"
+    loaded.codes = None
+    assert loaded.fingerprint == diffusion().fingerprint
+    loaded.save_pretrained(tmp_path)
+    assert not (tmp_path / CODES).exists()
+    assert AutoGenerator.from_pretrained(tmp_path).codes is None
+
+
+def test_chosen_draws_go_with_their_classes(tmp_path, caplog):
+    whole = with_chosen()
+    some = whole.select(["mole", "zebra"], ("m", "z"))
+    assert torch.equal(some.codes, chosen()[[2, 0]])
+    labels, indices = torch.tensor([0, 1]).repeat_interleave(9), torch.arange(9).repeat(2)
+    for sampling in (None, DRAWN):
+        expected = whole.sample(torch.tensor([2, 0])[labels], indices, sampling=sampling)
+        assert torch.equal(some.sample(labels, indices, sampling=sampling), expected)
+    again = some.select(["zebra", "mole"])
+    assert again.noise_labels.tolist() == [0, 2]
+    some.save_pretrained(tmp_path)
+    loaded = AutoGenerator.from_pretrained(tmp_path)
+    assert loaded.fingerprint == some.fingerprint
+    assert torch.equal(loaded.sample(labels, indices), some.sample(labels, indices))
+    assert whole.select(NAMES).fingerprint == whole.fingerprint
+    assert not caplog.records
+    assert some.select(["ant", "mole"]).codes is None  # which the model knows, but this generator has no draws of
+    assert "all images are plain draws" in caplog.text
+    plain = diffusion().select(["mole", "zebra"], ("m", "z"))
+    assert plain.noise_labels.tolist() == [0, 1]
+    assert plain.codes is None
+
+
+NUMBERS = "Chosen draws are numbers in 0..99,999,999"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (chosen()[:, [0, 1, 0]], "chosen twice"),
+        (chosen() - 2, NUMBERS),
+        (chosen() + 10**8, NUMBERS),
+        (chosen(2), "do not fit a generator of 3 classes"),
+        (chosen()[:, :0], "do not fit a generator of 3 classes"),
+        (chosen()[0], "do not fit a generator of 3 classes"),
+        (codes(), "do not fit a generator of 3 classes"),
+        (chosen().float(), "whole numbers, int32 or int64, not float32"),
+        (chosen().float() * torch.nan, "whole numbers"),
+    ],
+)
+def test_chosen_draws_that_do_not_fit_are_refused(tmp_path, wrong, message):
+    generator = diffusion()
+    with pytest.raises(ValueError, match=message):
+        generator.codes = wrong
+    assert generator.codes is None
+    with_chosen().save_pretrained(tmp_path)
+    save_file({"codes": wrong.contiguous()}, tmp_path / CODES)
+    same_layout = (wrong.dtype, tuple(wrong.shape)) == (torch.int32, (3, wrong.shape[-1])) and wrong.numel()
+    if same_layout:
+        configure(tmp_path, distilled_ipc=wrong.shape[1])
+    expected = message if same_layout and len(wrong) == 3 else r"describes codes int32 \[3, 5\]"
+    with pytest.raises(LoadError, match=expected):
+        AutoGenerator.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"distilled_ipc": 0}, "names none"),
+        ({"distilled_ipc": 30_000_000}, r"describes codes int32 \[3, 30000000\]"),
+        ({"distilled_ipc": 10**12}, "distilled_ipc is 1000000000000"),
+        ({"noise_labels": [0, 1]}, "noise_labels"),
+        ({"noise_labels": [0, 1, -1]}, "noise_labels"),
+        ({"noise_labels": [2, 1, 0]}, "fingerprint"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_chosen_draws_is_refused(tmp_path, fields, message):
+    with_chosen().save_pretrained(tmp_path)
+    configure(tmp_path, **fields)
+    with pytest.raises(LoadError, match=message):
         AutoGenerator.from_pretrained(tmp_path)

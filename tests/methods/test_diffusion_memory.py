@@ -11,18 +11,25 @@ from diffusers import AutoencoderKL, DiTPipeline
 from kinds import diffusion, parts
 
 from hf_gdd import AutoGenerator, DiffusionMemoryTrainer, DiffusionSampling, ImageTensors
+from hf_gdd.classifiers.learner import NonFiniteLossError
+from hf_gdd.classifiers.networks import build_network
 from hf_gdd.classifiers.recipes import RECIPES, Recipe
 from hf_gdd.cli.main import main
 from hf_gdd.data.imagenet import SUBSETS
+from hf_gdd.data.normalization import Normalize
+from hf_gdd.data.pixels import to_unit
 from hf_gdd.generators.dit_pipeline import NULL_CLASS
+from hf_gdd.methods.diffusion_memory import selection
 from hf_gdd.methods.diffusion_memory.autoencoder import Latents, small_autoencoder
 from hf_gdd.methods.diffusion_memory.config import DiffusionMemoryConfig
+from hf_gdd.methods.diffusion_memory.selection import choose_draws, network_outputs, train_networks
 from hf_gdd.training.run_folder import stage_file
 from hf_gdd.training.trainer import Trainer
-from hf_gdd.utils.io import load_state
+from hf_gdd.utils.io import load_state, save_state
 
 DIGITS = ImageTensors.from_dataset("digits").subset(10, 0)
 FAST = {
+    "codes_ipc": 0,
     "teacher_network": None,
     "width": 16,
     "depth": 2,
@@ -340,6 +347,172 @@ def test_what_is_looked_at(tmp_path):
     while_encoding = trainer.picture()
     trainer.state.stage = 1
     assert trainer.picture().height > while_encoding.height
+
+
+# ---- chosen draws
+
+
+def networks(*seeds, name="convnet1"):
+    """Networks that learned nothing."""
+    return [build_network(name, 10, DIGITS.shape, seed=seed).eval() for seed in seeds]
+
+
+def outputs_of(judges, images):
+    return network_outputs(judges, Normalize(DIGITS.mean, DIGITS.std)(to_unit(images)))
+
+
+@pytest.fixture(scope="module")
+def drawn(first):
+    """A generator, and forty of its draws of every class, [10, 40, 1, 8, 8]."""
+    generator = AutoGenerator.from_pretrained(f"{first}/generator")
+    labels, indices = torch.arange(10).repeat_interleave(40), torch.arange(40).repeat(10)
+    return generator, generator.sample(labels, indices).unflatten(0, (10, 40))
+
+
+class GoodGenerator:
+    """A generator whose draws are as good as real images: they are some."""
+
+    sampling = DiffusionSampling()
+
+    def __init__(self, data):
+        rows = [(data.labels == label).nonzero()[:30, 0] for label in range(10)]
+        self.images = data.images[torch.stack(rows)]
+
+    def sample(self, labels, indices, sampling):
+        return self.images[labels, indices]
+
+
+def distance_from_real(judges, images):
+    """Mean squared distance of every prefix's mean from the real mean, over classes, [M]."""
+    distances = []
+    for label, each in enumerate(images):
+        for ours, theirs in zip(
+            outputs_of(judges, each), outputs_of(judges, DIGITS.images[DIGITS.labels == label]), strict=True
+        ):
+            prefix_means = ours.cumsum(0) / torch.arange(1, len(ours) + 1)[:, None]
+            distances.append((prefix_means - theirs.mean(0)).square().mean(1) / theirs.var())
+    return torch.stack(distances).mean(0)
+
+
+def test_chosen_draws_are_nearer_to_real_images_also_in_networks_that_did_not_choose():
+    generator = GoodGenerator(ImageTensors.from_dataset("digits", "test"))
+    codes = choose_draws(generator, DIGITS, networks(0, 1), 8, 30)
+    assert (codes.dtype, tuple(codes.shape)) == (torch.int32, (10, 8))
+    assert int(codes.max()) < 30
+    chosen = torch.stack([images[row] for images, row in zip(generator.images, codes.long(), strict=True)])
+    for name in ("convnet1", "resnet10-dd"):
+        judges = networks(7, 8, name=name)
+        ours, plain = (distance_from_real(judges, images) for images in (chosen, generator.images[:, :8]))
+        assert (ours < 0.7 * plain).all(), ours / plain
+
+
+def energy(ours, theirs):
+    """Energy distance of two sets of features, but for the distances within the second."""
+    return 2 * torch.cdist(ours, theirs).mean() - torch.cdist(ours, ours).fill_diagonal_(0).mean()
+
+
+def test_each_draw_is_the_best_for_the_set_that_it_completes(drawn):
+    generator, images = drawn
+    judges = networks(0, 1)
+    codes = choose_draws(generator, DIGITS, judges, 4, 40)
+    for label in (0, 7):
+        real = outputs_of(judges, DIGITS.images[DIGITS.labels == label])
+        ours, chosen = outputs_of(judges, images[label]), []
+        for _ in range(4):
+            rest = [row for row in range(40) if row not in chosen]
+            distances = [
+                sum(
+                    float(energy(x[[*chosen, row]], y) / (y.std() * y.shape[1] ** 0.5))
+                    for x, y in zip(ours, real, strict=True)
+                )
+                for row in rest
+            ]
+            chosen.append(rest[distances.index(min(distances))])
+        assert codes[label].tolist() == chosen
+
+
+def test_a_short_list_begins_a_long_one_and_names_each_draw_once(drawn):
+    generator, _ = drawn
+    short, long = (choose_draws(generator, DIGITS, networks(0), count, 12) for count in (3, 12))
+    assert torch.equal(short, long[:, :3])
+    assert torch.equal(long.sort(1).values, torch.arange(12).int().expand(10, -1))
+
+
+def test_draws_are_those_without_codes(drawn):
+    generator, _ = drawn
+    expected, again = choose_draws(generator, DIGITS, networks(0), 3, 12), deepcopy(generator)
+    again.codes = torch.arange(20, 23).expand(10, -1)
+    assert torch.equal(choose_draws(again, DIGITS, networks(0), 3, 12), expected)
+
+
+def test_networks_that_choose_differ_and_are_trained_as_the_settings_say():
+    config = DiffusionMemoryConfig(codes_pool=("convnet1", "convnet2"), codes_networks=3, codes_inner_steps=20)
+    trained, again = (train_networks(config, DIGITS) for _ in range(2))
+    weights = [torch.nn.utils.parameters_to_vector(network.parameters()) for network in trained]
+    assert [len(x) for x in weights] == [len(weights[i % 2]) for i in range(3)]
+    assert not torch.equal(weights[0], weights[2])
+    assert not any(network.training for network in trained)
+    images = DIGITS.images[:50]
+    for one, other in zip(outputs_of(trained, images), outputs_of(again, images), strict=True):
+        assert torch.equal(one, other)
+    other_seed = train_networks(config.changed(seed=1, max_steps=2), DIGITS)
+    untrained = train_networks(config.changed(codes_inner_steps=0), DIGITS)
+    for others in (other_seed, untrained):
+        assert not torch.equal(outputs_of(others, images)[0], outputs_of(trained, images)[0])
+    shares = [
+        float((outputs_of(each, DIGITS.images)[0].argmax(1) == DIGITS.labels).float().mean())
+        for each in (untrained, trained)
+    ]
+    assert shares[1] > shares[0] + 0.3
+
+
+def test_a_network_that_diverged_chooses_nothing(drawn):
+    (broken,) = networks(0)
+    next(broken.parameters()).data.fill_(torch.nan)
+    with pytest.raises(NonFiniteLossError, match="diverged on the real images"):
+        choose_draws(drawn[0], DIGITS, [broken], 2, 4)
+
+
+CHOSEN = {"codes_ipc": 3, "codes_candidates": 8, "codes_networks": 2, "codes_inner_steps": 2}
+
+
+def test_a_run_ends_with_chosen_draws(tmp_path, monkeypatch):
+    generator = make(tmp_path / "run", codes_pool=("convnet1",), **CHOSEN).fit()
+    plain = make(tmp_path / "plain").fit()
+    assert (tuple(generator.codes.shape), plain.codes) == ((10, 3), None)
+    assert int(generator.codes.max()) < 8
+    assert not torch.equal(generator.codes, torch.arange(3).int().expand(10, -1))
+    labels, indices = torch.arange(10).repeat_interleave(8), torch.arange(8).repeat(10)
+    images = plain.sample(labels, indices)
+    assert torch.equal(generator.sample(labels, indices, sampling=replace(generator.sampling, distilled=False)), images)
+    assert CHOSEN.items() <= generator.config.training.items()
+    assert generator.config.training["codes_pool"] == ("convnet1",)
+    loaded = AutoGenerator.from_pretrained(tmp_path / "run" / "generator")
+    assert torch.equal(loaded.codes, generator.codes)
+    assert "The first 3 images of each class are distilled" in (tmp_path / "run/generator/README.md").read_text()
+    # A finished run that is repeated takes its own choice; one that trained on chooses anew.
+    monkeypatch.setattr(selection, "choose_draws", lambda *arguments: torch.arange(3).expand(10, -1).int())
+    assert make(tmp_path / "run", codes_pool=("convnet1",), **CHOSEN).fit().fingerprint == generator.fingerprint
+    state = stage_file(tmp_path / "run", "codes")
+    save_state(state, load_state(state) | {"generator": "another"})
+    assert make(tmp_path / "run", codes_pool=("convnet1",), **CHOSEN).fit().codes[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("codes_ipc is 9, but there are 8 draws", {"codes_ipc": 9, "codes_candidates": 8}),
+        ("codes_ipc is -1", {"codes_ipc": -1}),
+        ("codes_candidates is 0", {"codes_candidates": 0}),
+        ("codes_networks is 0", {"codes_networks": 0}),
+        ("codes_pool is 'convnet3'", {"codes_pool": "convnet3"}),
+        (r"codes_pool is \(\)", {"codes_pool": ()}),
+        ("codes_pool is .*it must be a tuple of names among", {"codes_pool": ("resnet",)}),
+    ],
+)
+def test_settings_that_cannot_choose_are_refused(words, settings):
+    with pytest.raises(ValueError, match=words):
+        DiffusionMemoryConfig(**settings)
 
 
 # ---- a pretrained model

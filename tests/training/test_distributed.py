@@ -186,6 +186,7 @@ def test_two_processes_compute_what_one_does(pair, tmp_path, make, settings):
 
 
 SMALL = {
+    "codes_ipc": 0,
     "teacher_network": None,
     "width": 16,
     "depth": 2,
@@ -211,6 +212,22 @@ def train_diffusion(folder):
 
 def test_memories_take_in_the_whole_batch(pair, tmp_path):
     on_two(pair, train_diffusion, tmp_path / "run")
+
+
+CHOICE = {"codes_ipc": 3, "codes_candidates": 6, "codes_networks": 1, "codes_inner_steps": 2}
+
+
+def choose(folder):
+    data = ImageTensors.from_dataset("digits").subset(10, 0)
+    generator = DiffusionMemoryTrainer(data, preset="tiny", output_dir=folder, **SMALL | CHOICE).fit()
+    one, other = everywhere(generator.codes)
+    assert torch.equal(one, other)
+    assert one.shape == (10, 3)
+    assert (folder / "generator" / "codes.safetensors").is_file()
+
+
+def test_one_of_two_processes_chooses_draws_for_both(pair, tmp_path):
+    on_two(pair, choose, tmp_path / "run")
 
 
 def matching(folder, **settings):

@@ -17,7 +17,7 @@ SHARED = {"preset": "tiny", "checkpoint_every": 5, "log_every": 2}
 GAN = SHARED | {"width": 2, "noise_dim": 8, "max_steps": 4, "pool": ("convnet1",), "gan_epochs": 1, "match_epochs": 1}
 GAN |= {"codes_ipc": 0, "teacher_network": None}
 DIFFUSION = SHARED | {"width": 4, "depth": 1, "heads": 1, "vae_width": 4, "max_steps": 3, "real_memory": 2}
-DIFFUSION |= {"teacher_network": None}
+DIFFUSION |= {"codes_ipc": 0, "teacher_network": None}
 DIFFUSION |= {"gen_memory": 2, "tune_batch_size": 8, "guidance_scale": 1.5, "num_inference_steps": 3}
 
 
@@ -70,6 +70,14 @@ def test_an_earlier_run_goes_on_to_stages_that_came_later(earlier):
     assert read_run(folder)["config"]["codes_ipc"] == 2
     with pytest.raises(ValueError, match=r"codes_ipc \(now 3, there 2\)"):
         GlobalLocalTrainer("digits", output_dir=folder, **GAN | later | {"codes_ipc": 3}).fit()
+
+
+def test_an_earlier_run_ends_with_chosen_draws(earlier):
+    """Its settings know nothing of them."""
+    later = {"codes_ipc": 2, "codes_candidates": 4, "codes_networks": 1, "codes_inner_steps": 1}
+    folder = earlier("diffusion")
+    assert DiffusionMemoryTrainer("digits", output_dir=folder, **DIFFUSION | later).fit().distilled_ipc == 2
+    assert later.items() <= read_run(folder)["config"].items()
 
 
 def test_settings_get_their_present_names(earlier, caplog):

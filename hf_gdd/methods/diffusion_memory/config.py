@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hf_gdd.classifiers.networks import NETWORK_NAMES
 from hf_gdd.generators.sampling import DiffusionSampling
 from hf_gdd.methods.registry import register_method
 from hf_gdd.training.config import LabelingConfig, require_not_negative, require_positive, require_share
@@ -107,6 +108,16 @@ class DiffusionMemoryConfig(LabelingConfig):
     """denoising steps of the generator's own sampling"""
     scheduler: Literal["ddim", "ddpm", "dpm++"] = "ddpm"
     """scheduler of the generator's own sampling"""
+    codes_ipc: int = 0
+    """images of every class that are chosen among draws when training is over; 0 for none, which is published"""
+    codes_candidates: int = 200
+    """draws of every class to choose from"""
+    codes_pool: tuple[str, ...] = ("convnet3",)
+    """networks that choose, by name"""
+    codes_networks: int = 4
+    """number of networks that choose, each with weights of its own; the names of `codes_pool` take turns"""
+    codes_inner_steps: int = 300
+    """steps of each such network on real data; 0 leaves it untrained"""
     start_from: str | None = None
     """folder of a finished run whose first stages replace this one's"""
 
@@ -118,6 +129,17 @@ class DiffusionMemoryConfig(LabelingConfig):
         require_positive(self, "real_memory", "gen_memory")
         require_not_negative(self, "real_weight", "gen_weight", "kl_weight")
         require_share(self, "label_dropout", "ema_decay")
+        require_not_negative(self, "codes_ipc", "codes_inner_steps")
+        require_positive(self, "codes_candidates", "codes_networks")
+        if self.codes_ipc > self.codes_candidates:
+            raise ValueError(
+                f"codes_ipc is {self.codes_ipc}, but there are {self.codes_candidates} draws to choose from: raise "
+                "codes_candidates, or lower codes_ipc."
+            )
+        if isinstance(self.codes_pool, str) or not self.codes_pool or set(self.codes_pool) - set(NETWORK_NAMES):
+            raise ValueError(
+                f"codes_pool is {self.codes_pool!r}; it must be a tuple of names among {', '.join(NETWORK_NAMES)}."
+            )
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width is {self.width}; it must be a multiple of 4 and of heads, {self.heads}.")
         if self.pretrained and self.start_from:
@@ -180,6 +202,8 @@ PRESETS = {
         guidance_scale=2.0,
         num_inference_steps=20,
         scheduler="dpm++",
+        codes_ipc=50,
+        codes_pool=("convnet3_narrow",),
         teacher_network="convnet3_narrow",
         teacher_epochs=3,
     ),
@@ -201,6 +225,8 @@ PRESETS = {
         guidance_scale=1.0,
         num_inference_steps=20,
         scheduler="dpm++",
+        codes_ipc=50,
+        codes_pool=("convnet2",),
         teacher_network="convnet2",
         checkpoint_every=250,
     ),

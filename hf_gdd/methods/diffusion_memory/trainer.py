@@ -19,15 +19,17 @@ from hf_gdd.methods.diffusion_memory.components import PretrainedBase, build_com
 from hf_gdd.methods.diffusion_memory.config import PRESETS, DiffusionMemoryConfig
 from hf_gdd.methods.diffusion_memory.dit import copy_parameters, prepare_for_training, to_stock_layout, tuned_parameters
 from hf_gdd.methods.diffusion_memory.losses import diversity_loss, representativeness_loss, variance_bound
+from hf_gdd.methods.diffusion_memory.selection import attach_codes
 from hf_gdd.training.config import Stage
 from hf_gdd.training.labels import attach_teacher
 from hf_gdd.training.metrics_log import gradient_shares
+from hf_gdd.training.run_folder import stage_file
 from hf_gdd.training.start_point import StartPoint
 from hf_gdd.training.trainer import Trainer
 from hf_gdd.utils.device import at_least_float32
 from hf_gdd.utils.plotting import image_grid
 
-VAE, DIT, TUNE = "vae", "dit", "tune"
+VAE, DIT, TUNE, CODES = "vae", "dit", "tune", "codes"
 # Settings that shape the first stages: a run may start from another's only if these are equal.
 FIRST_SETTINGS = ("seed", "vae_width", "vae_levels", "latent_channels", "kl_weight", "width", "depth", "heads")
 FIRST_SETTINGS += ("patch_size", "flip", "label_dropout", "ema_decay", "tuning")
@@ -39,7 +41,7 @@ class DiffusionMemoryTrainer(Trainer):
     """Train a diffusion model, and tune it against per-class memories.
 
     Stage `vae` trains an autoencoder, `dit` a transformer on its latents, and `tune` this transformer against memories.
-    A pretrained model replaces the first two stages.
+    A pretrained model replaces the first two stages. At the end draws are chosen for small sets, see `choose_draws`.
 
     Example:
         trainer = DiffusionMemoryTrainer("digits", preset="tiny", output_dir="runs/digits-memory")
@@ -209,7 +211,8 @@ class DiffusionMemoryTrainer(Trainer):
         return self.latents
 
     def finish(self, generator: Generator) -> Generator:
-        """Attach the teacher, if the settings name one."""
+        """Attach chosen draws and the teacher, if the settings ask for them."""
+        attach_codes(generator, self.config, self.data, self.processes, stage_file(self.run.path, CODES))
         attach_teacher(generator, self.config, self.data, self.processes)
         return generator
 
