@@ -26,7 +26,7 @@ from hf_gdd.training.run_folder import read_run
 from hf_gdd.training.trainer import Trainer
 
 TINY = ["distill", "--dataset", "digits", "--preset", "tiny", "--max-steps", "2", "--width", "4", "--pool", "convnet1"]
-TINY += ["--codes-ipc", "2"]
+TINY += ["--codes-ipc", "0", "--teacher-network", "None"]
 DIGITS = [str(digit) for digit in range(10)]
 CARDS = Path(__file__).parents[2] / "model_cards"
 
