@@ -60,7 +60,7 @@ def measure(
         yield evaluate(best, test, ipc=ipc, protocol=("fixed", "soft") if ipc == 10 else "fixed", **settings)
 
 
-def main(output_dir: Path = Path("runs/digits"), seed: int = 0, n: int = 3, n_real: int = 20) -> None:
+def main(output_dir: Path = Path("runs/digits"), seed: int = 0, n: int = 3, n_real: int = 15) -> None:
     """Distill the digits by every method and compare the results.
 
     Args:

@@ -41,6 +41,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "list of 50, power -1": {"codes_ipc": 50, "codes_power": -1.0},
     "list of 50, power 0.5": {"codes_ipc": 50, "codes_power": 0.5},
     "list of 50, distance of means": {"codes_ipc": 50, "codes_distance": "mean", "codes_power": 0.5},
+    "list of 50, 200 steps": {"codes_ipc": 50, "codes_steps": 200},
+    "list of 50, 200 steps, 32 real images": {"codes_ipc": 50, "codes_steps": 200, "codes_real": 32},
     "distance of means": {"codes_distance": "mean"},
     "power 0.5": {"codes_power": 0.5},
     "power 1": {"codes_power": 1.0},
@@ -146,7 +148,8 @@ def judge_digits(seeds: tuple[int, ...], n: int, runs: Path) -> None:
     real, test = (ImageTensors.from_dataset("digits", split) for split in ("train", "test"))
     common, reports = {"recipe": "tiny", "progress": False}, []
     for seed in seeds:
-        generator = GlobalLocalTrainer(real, preset="tiny", seed=seed, output_dir=runs / f"digits-seed{seed}").fit()
+        options = {"seed": seed, "codes_steps": 300, "output_dir": runs / f"digits-seed{seed}"}
+        generator = GlobalLocalTrainer(real, preset="tiny", **options).fit()
         options = common | {"real": real, "n": n, "with_baselines": False}
         codes = {"networks": "convnet2", "ipc": IPCS, "protocol": ("fixed", "soft")}
         other = {"networks": OTHER, "ipc": (1, 10), "protocol": "fixed"}
