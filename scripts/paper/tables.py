@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments import IPCS, PROTOCOLS, REAL, SIZES, TABLE_1, TABLE_2, TITLES
+from experiments import IPCS, PROTOCOLS, REAL, SIZES, TABLE_1, TABLE_2, TITLES, WITHOUT_CODES
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from results import RESULTS, Results, load
@@ -114,7 +114,9 @@ def circumstances(results: Results) -> dict[str, Any]:
     """Return how a size was measured: settings, devices, code, minutes, remarks."""
     size, records = SIZES[results.size], list(results.finished.values())
     config = GlobalLocalTrainer.configure(**size.training)
-    settings = {name: value for name, value in size.training.items() if name in config.identity()}
+    settings = {
+        name: value for name, value in size.training.items() if name in config.identity().keys() - WITHOUT_CODES
+    }
     recipe = {k: v for k, v in size.recipe.identity().items() if k != "floor" and v not in (False, (), None)}
     reports = {e.data: record["report"] for e, record in results.finished.items() if e.kind == REAL}
     notes = [note for record in records for note in record["caveats"]]

@@ -28,12 +28,15 @@ def scripts():
             del sys.modules[name]
 
 
+WITHOUT = {"codes_ipc": 0, "teacher_network": None}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small(scripts):
     """A size on the digits that takes seconds."""
     experiments = scripts["experiments"]
     size = experiments.Size(
-        training={"preset": "tiny", "width": 4, "pool": ("convnet1",), "codes_ipc": 0, "teacher_network": None},
+        training={"preset": "tiny", "width": 4, "pool": ("convnet1",), "checkpoint_every": 2, **WITHOUT},
         steps=(6, 4),
         network="convnet1",
         recipe=Recipe(max_steps=2, batch_size=16, floor=0.0),
