@@ -2,7 +2,7 @@
 
     python scripts/digits.py
 
-It takes under 4 minutes on two CPU cores and no network. It trains a plain GAN (`cgan`), and from it `dim` and
+It takes four to five minutes on two CPU cores and no network. It trains a plain GAN (`cgan`), and from it `dim` and
 `global-local`. The last one also gets distilled codes and a teacher. The table at the end has its distilled images, its
 plain draws (`distilled=False`), random real images and herding at 1, 10 and 50 images per class. Its first line says
 where the sets beat random real images. Full data should lie above 97 %. To resume a run that was stopped, repeat the
@@ -60,7 +60,7 @@ def measure(
         yield evaluate(best, test, ipc=ipc, protocol=("fixed", "soft") if ipc == 10 else "fixed", **settings)
 
 
-def main(output_dir: Path = Path("runs/digits"), seed: int = 0, n: int = 3, n_real: int = 15) -> None:
+def main(output_dir: Path = Path("runs/digits"), seed: int = 0, n: int = 3, n_real: int = 20) -> None:
     """Distill the digits by every method and compare the results.
 
     Args:

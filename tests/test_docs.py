@@ -187,9 +187,9 @@ def check_what_the_digits_show(page, report):
     assert f"images give {accuracy(report, 'full data', 'fixed', None)}. Against random" in text
     gains = {ipc: report.gain(find(report, "global-local, distilled", "fixed", ipc)) for ipc in (1, 10, 50)}
     assert f"Against random real images with hard labels, the distilled set {verdicts(gains, 'IPC')}." in text
-    assert "n = 3 networks, 15 for random real images at IPC 10" in text
+    assert "n = 3 networks, 20 for random real images at IPC 10" in text
     counts = [len(find(report, "random real images", "fixed", ipc).accuracies) for ipc in (1, 10, 50)]
-    assert counts == [3, 15, 3]
+    assert counts == [3, 20, 3]
 
 
 def test_what_the_methods_page_says_of_the_digits_is_so():

@@ -215,7 +215,7 @@ PRESETS = {
         inner_steps=2,
         pool_refresh=50,
         codes_ipc=50,
-        codes_steps=200,
+        codes_steps=300,
         teacher_network="convnet2",
         checkpoint_every=250,
     ),
