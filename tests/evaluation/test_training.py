@@ -40,9 +40,8 @@ def test_recipes_are_found_by_name():
     assert find_recipe(None) == find_recipe("paper") == RECIPES["paper"] == Recipe()
     assert find_recipe("tiny") == Recipe(batch_size=32, max_steps=300, lr=0.05, schedule="cosine", floor=0.97)
     assert find_recipe(SHORT) is SHORT
-    with pytest.raises(
-        ValueError, match="Unknown recipe 'huge'; choose one of paper, imagenet-subset, prediction-matching, short, tiny"
-    ):
+    names = "paper, imagenet-subset, prediction-matching, short, tiny"
+    with pytest.raises(ValueError, match=f"Unknown recipe 'huge'; choose one of {names}"):
         find_recipe("huge")
 
 
