@@ -21,7 +21,7 @@ from hf_gdd.training.trainer import Trainer
 
 DIGITS = ImageTensors.from_dataset("digits").subset(20, 0)
 WHOLE = ImageTensors.from_dataset("digits").subset(100, 0)
-CARD = Path(__file__).parents[2] / "model_cards" / "digits"
+CARD = Path(__file__).parents[1] / "generators" / "saved_before" / "digits"  # without codes
 GAN = {"width": 4, "noise_dim": 8, "max_steps": 4, "pool": ("convnet1",), "inner_steps": 1, "checkpoint_every": 1000}
 GAN |= {"teacher_network": None}
 CODES = {"codes_ipc": 3, "codes_steps": 6, "codes_real": 4, "codes_inner_steps": 1, "codes_refresh": 2, "log_every": 2}
