@@ -25,8 +25,6 @@ from hf_gdd.utils.device import autocast, keep_freed_memory
 logger = logging.getLogger("hf_gdd")
 
 _FORMER_PARTS = {"state": "at"}  # of checkpoints, in earlier versions
-# Of a stage that earlier versions did not have; their checkpoints lack it.
-_LATER_PARTS = {"codes", "codes_pool", "codes_random", "optimizer_codes"}
 
 
 class TrainerBase:
@@ -38,6 +36,7 @@ class TrainerBase:
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     presets: ClassVar[dict[str, TrainingConfig]] = {}  # `paper`, the default, is the config's defaults if not given
     max_image_size: ClassVar[int] = MAX_SIZE  # pixels a side
+    later_parts: ClassVar[frozenset[str]] = frozenset()  # that checkpoints of earlier versions lack
 
     def __init__(
         self,
@@ -195,7 +194,7 @@ class TrainerBase:
             key = name if name in state else _FORMER_PARTS.get(name)
             if key in state:
                 part.load_state_dict(state[key])
-            elif name not in _LATER_PARTS:
+            elif name not in self.later_parts:
                 raise ValueError(f"The checkpoint has no {name!r}: another version or method wrote it.")
 
     def identity(self) -> dict[str, Any]:

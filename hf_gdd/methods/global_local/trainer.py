@@ -57,6 +57,7 @@ class GlobalLocalTrainer(Trainer):
 
     config_class = GlobalLocalConfig
     presets = PRESETS
+    later_parts = frozenset({"codes", "codes_pool", "codes_random", "optimizer_codes"})
     config: GlobalLocalConfig
 
     @property
@@ -65,10 +66,8 @@ class GlobalLocalTrainer(Trainer):
         config = self.config
         names = () if config.start_from or config.generator else (GAN,)
         names += () if config.method == "cgan" or config.generator else (MATCH,)
-        stages = tuple(map(self.epoch_stage, names))
-        if config.codes_ipc:
-            stages += (codes_stage(config, self.data.num_classes),)
-        return stages
+        codes = (codes_stage(config, self.data.num_classes),) if config.codes_ipc else ()
+        return (*map(self.epoch_stage, names), *codes)
 
     @property
     def start_point(self) -> StartPoint | None:
@@ -90,7 +89,7 @@ class GlobalLocalTrainer(Trainer):
             self.codes = DistilledCodes(config, self.data, self.generator, self.codes_random)
             self.optimizer_codes = self.accelerator.prepare(torch.optim.Adam([self.codes.codes], lr=config.codes_lr))
             tracked |= {"codes": self.codes, "codes_pool": self.codes.pool, "codes_random": self.codes_random}
-            tracked["optimizer_codes"] = self.optimizer_codes
+            tracked |= {"optimizer_codes": self.optimizer_codes}
         return tracked
 
     def _setup_gan(self) -> dict[str, Any]:
@@ -168,7 +167,7 @@ class GlobalLocalTrainer(Trainer):
         return self.codes.draw_rows() if stage.name == CODES else super().next_indices(stage)
 
     def tune_codes(self, indices: Tensor) -> dict[str, Tensor]:
-        """Move codes so that every prefix of their images has the mean of real images."""
+        """Move codes so that every prefix of their images looks as real images do."""
         if self.frozen_generator is None:
             self.frozen_generator = self.plain_generator().float()
         for group in self.optimizer_codes.param_groups:
@@ -254,7 +253,7 @@ class GlobalLocalTrainer(Trainer):
         return generator
 
     def plain_generator(self) -> ConditionalGANGenerator:
-        """Return a copy of the generator without codes, averaged if there is an EMA."""
+        """Return a copy of the generator, averaged if there is an EMA."""
         generator = self.ema.module if self.config.ema_decay and not self.config.generator else self.generator
-        plain = torch.contiguous_format  # the layout in which it is saved, and in which pixels are made everywhere
-        return deepcopy(generator).to(memory_format=plain).eval()
+        # In the layout in which it is saved, and in which pixels are made everywhere.
+        return deepcopy(generator).to(memory_format=torch.contiguous_format).eval()
